@@ -1,0 +1,122 @@
+"""Data sets: the embedded digits, and folders of images in one folder per class."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofq_deploy.errors import DataError
+from ofq_deploy.images import Preprocessing, load_image, preprocess
+
+DIGITS_SPLIT = Path(__file__).parent / "digits_split.json"
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Some images with their classes.
+
+    classes: int64 [images]
+    load:    one image by its index, float32 [channels, size, size]
+    """
+
+    classes: NDArray[np.int64]
+    load: Callable[[int], NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def images(self, indices: NDArray[np.int64] | range) -> NDArray[np.float32]:
+        """float32 [len(indices), channels, size, size]."""
+        return np.stack([self.load(int(index)) for index in indices])
+
+    def batches(self, size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Images and classes in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            chosen = range(start, min(start + size, len(self)))
+            yield self.images(chosen), self.classes[chosen.start : chosen.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Train, validation and test split; the test split decides nothing and is only reported."""
+
+    name: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    train: Split
+    validation: Split
+    test: Split
+
+
+def load_dataset(name: str, size: int, preprocessing: Preprocessing | None = None) -> Dataset:
+    """The data set of that name, or the folder at that path, as square images of side `size`.
+
+    A folder holds train/ and val/ (and test/, else val/ serves), or the class folders themselves; these hold
+    one folder of images per class. `preprocessing` overrides the data set's own: a model brings its own.
+    Raises DataError for a path that is no such folder, is empty or holds no images.
+    """
+    if name == "digits":
+        return _digits(preprocessing or digits_preprocessing(size))
+    return _folder(Path(name), preprocessing or folder_preprocessing(size))
+
+
+def digits_preprocessing(size: int) -> Preprocessing:
+    return Preprocessing(size, size, "bilinear", (0.3,), (0.35,))
+
+
+def folder_preprocessing(size: int) -> Preprocessing:
+    """DeiT's: shorter side to size / 0.9, bicubic, ImageNet's mean and deviation."""
+    return Preprocessing(size, int(size / 0.9), "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _digits(how: Preprocessing) -> Dataset:
+    """scikit-learn's 1,797 scanned digits, 8 x 8; the split is committed beside this file."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    raw, classes = load_digits(return_X_y=True)
+    bytes_ = np.rint(raw.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = np.stack([preprocess(Image.fromarray(pixels), how) for pixels in bytes_])
+    indices = json.loads(DIGITS_SPLIT.read_text())
+
+    def split(name: str) -> Split:
+        chosen = np.asarray(indices[name])
+        own = images[chosen]
+        return Split(classes[chosen].astype(np.int64), lambda index: own[index])
+
+    return Dataset("digits", tuple("0123456789"), how, split("train"), split("validation"), split("test"))
+
+
+def _folder(root: Path, how: Preprocessing) -> Dataset:
+    if not root.is_dir():
+        raise DataError(f"no data set {str(root)!r}: it is neither 'digits' nor a folder of images")
+    if (root / "val").is_dir():
+        train = root / "train" if (root / "train").is_dir() else root / "val"
+        test = root / "test" if (root / "test").is_dir() else root / "val"
+        parts = train, root / "val", test
+    else:
+        parts = root, root, root
+    labels = tuple(sorted(folder.name for folder in parts[0].iterdir() if folder.is_dir()))
+    splits = [_folder_split(part, labels, how) for part in parts]
+    return Dataset(root.name, labels, how, *splits)
+
+
+def _folder_split(folder: Path, labels: tuple[str, ...], how: Preprocessing) -> Split:
+    strangers = {item.name for item in folder.iterdir() if item.is_dir()} - set(labels)
+    if strangers:
+        raise DataError(f"{folder} has class folders that the training data lacks: {', '.join(sorted(strangers)[:5])}")
+    files = [
+        (path, index)
+        for index, label in enumerate(labels)
+        for path in sorted((folder / label).glob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise DataError(f"{folder} holds no images; expected one folder of images per class")
+    classes = np.asarray([index for _, index in files], dtype=np.int64)
+    return Split(classes, lambda index: load_image(files[index][0], how))

@@ -1,0 +1,222 @@
+"""Recipes: everything that decides how a model is trained, as frozen dataclasses and as TOML."""
+
+import difflib
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ofq_deploy.errors import RecipeError
+from ofq_deploy.grids import MAX_BITS, MIN_BITS
+
+BUILT_IN = Path(__file__).parent / "recipes"
+DEFAULT = "digits-w4a4"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What is quantized and how. Patch embedding and heads always have 8 bits (OFQ section 4)."""
+
+    weight_bits: int = 4
+    act_bits: int = 4
+    attention: Literal["qkr", "qk"] = "qkr"  # one quantized product of Wq and Wk, or q and k apart
+    act_step: Literal["token", "tensor"] = "token"
+    weights: Literal["statsq", "lsq"] = "statsq"
+    shifts: bool = True  # learned shifts before and after each activation quantizer
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "act_bits"):
+            bits = getattr(self, name)
+            if not MIN_BITS <= bits <= MAX_BITS:
+                raise RecipeError(f"quantization.{name} is {bits}; quantizers exist for {MIN_BITS} to {MAX_BITS} bits")
+
+    @property
+    def label(self) -> str:
+        """W4A4 and the like."""
+        return f"W{self.weight_bits}A{self.act_bits}"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A timm VisionTransformer; the sizes count for `deit_nano`, other names are timm's own."""
+
+    name: str = "deit_nano"
+    distilled: bool = True
+    image_size: int = 16
+    patch_size: int = 4
+    dim: int = 64
+    depth: int = 4
+    heads: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """Random affine maps of the training images, drawn anew for each image and epoch."""
+
+    rotation: float = 0.17  # radians, either way
+    scale: float = 0.1  # share, either way
+    shift: float = 0.0625  # share of the image side, either way
+    flip: bool = False  # mirror half of the images
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The float model that the student starts from and learns from."""
+
+    epochs: int = 40
+    lr: float = 2e-3
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Quantization-aware training: AdamW, linear warm-up, cosine to 1 % of the peak rate, per step."""
+
+    epochs: int = 36
+    batch_size: int = 64  # also the constant batch in LSQ's gradient scale
+    lr: float = 2e-3
+    weight_decay: float = 0.05  # of weights with two or more axes
+    warmup: float = 0.05  # share of the steps
+    calibration_images: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Annealing:
+    """Confidence-guided annealing (OFQ section 4.3): only weights near a threshold still move."""
+
+    enabled: bool = True
+    epochs: int = 5
+    lr: float = 4e-5
+    boundary_range: float = 0.005  # half width of the moving zone, in codes
+    qk: Literal["free", "mask"] = "free"  # under QKR: let Wq and Wk train on, as the official code does, or mask
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    name: str
+    data: str = "digits"
+    seed: int = 0
+    threads: int = 1
+    model: Model = field(default_factory=Model)
+    quantization: Quantization = field(default_factory=Quantization)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    teacher: Teacher = field(default_factory=Teacher)
+    train: Training = field(default_factory=Training)
+    cga: Annealing = field(default_factory=Annealing)
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """The built-in recipe of that name, or the recipe in a TOML file.
+
+    Raises RecipeError for a name that does not exist, TOML that does not parse, unknown keys (naming the
+    nearest known one) and values of a wrong type or outside their range.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        path = BUILT_IN / f"{source}.toml"
+        if not path.is_file():
+            raise RecipeError(f"no recipe {str(source)!r}; built in: {', '.join(built_in_names())}; or give a .toml file")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+    return recipe_from_table({"name": path.stem, **table})
+
+
+def built_in_names() -> list[str]:
+    return sorted(path.stem for path in BUILT_IN.glob("*.toml"))
+
+
+def recipe_from_table(table: dict[str, Any]) -> Recipe:
+    """A recipe from nested tables, every key checked; RecipeError says which is wrong."""
+    return _build(Recipe, table, "")
+
+
+def override(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    """The recipe with dotted keys replaced: {"train.epochs": 1, "seed": 3}.
+
+    Values may be strings, as typed on a command line. Raises RecipeError as `load_recipe` does.
+    """
+    for key, value in changes.items():
+        recipe = _override_one(recipe, key, key.split("."), value)
+    return recipe
+
+
+def dump_toml(recipe: Recipe) -> str:
+    """The recipe as TOML that `load_recipe` reads back to an equal recipe."""
+    table = asdict(recipe)
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict)]
+    for section, values in table.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _override_one(owner: Any, full: str, parts: list[str], value: Any) -> Any:
+    head, rest = parts[0], parts[1:]
+    hint = _known(type(owner), head, full)
+    current = getattr(owner, head)
+    if is_dataclass(current):
+        if not rest:
+            raise RecipeError(f"recipe key {full!r} is a section; name one of its keys, as {full}.{fields(current)[0].name}")
+        return replace(owner, **{head: _override_one(current, full, rest, value)})
+    if rest:
+        raise RecipeError(f"recipe key {full!r} does not exist: {head!r} has no keys below it")
+    return replace(owner, **{head: _value(hint, _parsed(hint, value), full)})
+
+
+def _build(cls: type, table: dict[str, Any], prefix: str) -> Any:
+    values = {}
+    for key, value in table.items():
+        hint = _known(cls, key, prefix + key)
+        if is_dataclass(hint):
+            if not isinstance(value, dict):
+                raise RecipeError(f"recipe key {prefix + key!r} is a section, got the value {value!r}")
+            values[key] = _build(hint, value, f"{prefix}{key}.")  # type: ignore[arg-type]
+        else:
+            values[key] = _value(hint, value, prefix + key)
+    return cls(**values)
+
+
+def _known(cls: type, key: str, full: str) -> Any:
+    hints = get_type_hints(cls)
+    if key not in hints:
+        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+        raise RecipeError(f"unknown recipe key {full!r}; the nearest known key is {full[: -len(key)] + near[0]!r}")
+    return hints[key]
+
+
+def _parsed(hint: Any, value: Any) -> Any:
+    """A command line string in the type that the key has; anything else as it is."""
+    if not isinstance(value, str) or hint is str or get_origin(hint) is Literal:
+        return value
+    if hint is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
+    try:
+        return hint(value)
+    except ValueError:
+        return value
+
+
+def _value(hint: Any, value: Any, key: str) -> Any:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise RecipeError(f"recipe key {key!r} is {value!r}; it takes {' or '.join(map(repr, get_args(hint)))}")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise RecipeError(f"recipe key {key!r} is {value!r}; it takes a {hint.__name__}")
+    if hint in (int, float) and not 0 <= value < float("inf"):
+        raise RecipeError(f"recipe key {key!r} is {value!r}; it takes a finite number from 0 up")
+    return value

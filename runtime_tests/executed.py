@@ -1,0 +1,46 @@
+"""What the runtime executes after its optimizer: products in integers, products in float, leftovers."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ofq_deploy.runtime_tests.ort import optimized_graph
+
+INTEGER_PRODUCTS = {
+    "MatMulIntegerToFloat",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "QGemm",
+    "DynamicQuantizeMatMul",
+    "QLinearConv",
+    "ConvInteger",
+}
+FLOAT_PRODUCTS = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "Conv", "FusedConv"}
+# One small matrix-vector product per key that the shifts and the query bias need; never an activation product.
+SMALL_ROLES = (".scores.key_shift.", ".scores.key_bias.")
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """Operators of the optimized graph.
+
+    small:     float products of `SMALL_ROLES`
+    leftover:  QuantizeLinear is part of every integer model, DequantizeLinear should not be
+    operators: how often each operator occurs
+    """
+
+    integer: int
+    float: int
+    small: int
+    leftover_dequantize: int
+    operators: dict[str, int]
+
+
+def executed_operators(path: Path) -> Executed:
+    """Open the model in ONNX Runtime and classify the nodes that it will execute."""
+    nodes = optimized_graph(path).graph.node
+    counts = Counter(node.op_type for node in nodes)
+    floats = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
+    small = sum(any(role in name for name in node.output for role in SMALL_ROLES) for node in floats)
+    integer = sum(counts[kind] for kind in INTEGER_PRODUCTS)
+    return Executed(integer, len(floats) - small, small, counts["DequantizeLinear"], dict(sorted(counts.items())))

@@ -1,0 +1,150 @@
+"""Reading exported ONNX files: what they say of themselves, their taps, and the codes they hold."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.files import sha256
+from ofq_deploy.images import Preprocessing
+
+if TYPE_CHECKING:
+    import onnx
+
+FORCED = "/forced"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An ONNX model that this project exported.
+
+    frozen_sha256: the frozen file that it was made from, empty for the float baseline
+    """
+
+    path: Path
+    target: str
+    frozen_sha256: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    quantization: dict[str, Any]
+
+
+def read_model(path: Path) -> "onnx.ModelProto":
+    """Parse an ONNX file; OnnxFileError when it is missing or cut."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError as error:
+        raise OnnxFileError(f"no model {path}; make one with: ofq-deploy export --to onnx") from error
+    except IsADirectoryError as error:
+        raise OnnxFileError(f"{path} is a folder, expected an .onnx file") from error
+    except (DecodeError, OSError) as error:
+        raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
+    if not model.graph.node:
+        raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
+    return model
+
+
+def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
+    """Parse a model that `ofq-deploy export` wrote, and what its metadata says.
+
+    Raises OnnxFileError also for ONNX files from elsewhere.
+    """
+    model = read_model(path)
+    properties = {entry.key.removeprefix("ofq_deploy."): entry.value for entry in model.metadata_props}
+    try:
+        how = json.loads(properties["preprocessing"])
+        described = ModelFile(
+            path=path,
+            target=properties["target"],
+            frozen_sha256=properties["frozen_sha256"],
+            labels=tuple(json.loads(properties["labels"])),
+            preprocessing=Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}),
+            quantization=json.loads(properties["quantization"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise OnnxFileError(f"{path} was not written by ofq-deploy export (metadata lacks {error}); export it again") from error
+    return model, described
+
+
+def reference_run(model: ModelFile, roots: Iterable[Path]) -> Path | None:
+    """The folder of the frozen file that the model names: the model's own folder, or one right below a root."""
+    folders = [model.path.parent, *(folder for root in roots for folder in sorted(root.glob("*/")))]
+    for folder in folders:
+        frozen = folder / "frozen.safetensors"
+        if frozen.is_file() and sha256(frozen) == model.frozen_sha256:
+            return folder
+    return None
+
+
+def taps(model: "onnx.ModelProto") -> list[str]:
+    """Names of the values that the proof watches, in the order of the graph: codes, residual stream, logits."""
+    made = [name for node in model.graph.node for name in node.output]
+    return [name for name in made if is_tap(name)]
+
+
+def is_tap(name: str) -> bool:
+    if name.endswith(".codes"):
+        return not name.endswith((".weight.codes", ".parts.codes", ".context.codes", ".key_shift.codes", ".key_bias.codes"))
+    return name in ("embedding", "logits") or name.endswith((".middle", ".output"))
+
+
+def with_taps(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy whose taps are graph outputs as well."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps(model) if name not in present)
+    return copy
+
+
+def with_forced_taps(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) -> "onnx.ModelProto":
+    """A copy in which everything behind a tap reads a graph input `<tap>/forced` instead.
+
+    values: one array per tap to force, for its dtype and shape (the first axis becomes symbolic). Every operator
+    then runs once, on the inputs it is given, in the very graph that is deployed.
+    """
+    import onnx
+
+    copy = with_taps(model)
+    for node in copy.graph.node:
+        for index, name in enumerate(node.input):
+            if name in values:
+                node.input[index] = name + FORCED
+    for name, value in values.items():
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        shape = ["batch", *value.shape[1:]]
+        copy.graph.input.append(onnx.helper.make_tensor_value_info(name + FORCED, dtype, shape))
+    return copy
+
+
+def decoder(model: "onnx.ModelProto", names: list[str]) -> "onnx.ModelProto":
+    """A model without inputs whose outputs are the constants `names`, decoded by the file's own nodes."""
+    import onnx
+
+    inputs = {value.name for value in model.graph.input}
+    known = {tensor.name for tensor in model.graph.initializer} - inputs
+    nodes = []
+    for node in model.graph.node:
+        if node.input and all(name in known for name in node.input if name):
+            nodes.append(node)
+            known.update(node.output)
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise OnnxFileError(f"the model holds no constant {missing[0]}; export it again")
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    stored = {tensor.name for tensor in initializers}
+    # A graph output must come from a node: constants that are stored as they are pass through Identity.
+    plain = [onnx.helper.make_node("Identity", [name], [f"{name}/decoded"]) for name in names if name in stored]
+    outputs = [onnx.ValueInfoProto(name=f"{name}/decoded" if name in stored else name) for name in names]
+    graph = onnx.helper.make_graph([*nodes, *plain], "decoder", [], outputs, initializers)
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

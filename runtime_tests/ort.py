@@ -1,0 +1,63 @@
+"""ONNX Runtime on the CPU."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofq_deploy.errors import BackendMissing, OnnxFileError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+
+def open_session(
+    model: "Path | onnx.ModelProto", threads: int = 0, optimize: bool = True, optimized_path: Path | None = None
+) -> "onnxruntime.InferenceSession":
+    """A session with all optimizations (or none), the way a deployment opens it.
+
+    threads: 0 for one per core.
+    Raises BackendMissing without onnxruntime, OnnxFileError when the model does not load.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing("onnxruntime is not installed; install it with: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # the optimized model is saved on purpose; its warning says nothing new
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, all of them direct children of Exception
+        where = str(model) if isinstance(model, Path) else "the model"
+        raise OnnxFileError(f"{where} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
+
+
+def run_logits(session: "onnxruntime.InferenceSession", images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [batch, classes]"""
+    name = session.get_inputs()[0].name
+    return np.asarray(session.run([session.get_outputs()[0].name], {name: images})[0])
+
+
+def run_all(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every output by its name."""
+    return dict(zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def optimized_graph(path: Path) -> "onnx.ModelProto":
+    """The graph that ONNX Runtime really executes."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(path, optimized_path=optimized)
+        return onnx.load(optimized)

@@ -1,8 +1,9 @@
 """Data sets: the embedded digits, and folders of images in one folder per class."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,13 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Train, validation and test split; the test split decides nothing and is only reported."""
+    """Train, validation and test split; the test split decides nothing and is only reported.
+
+    fingerprint: changes when the images do
+    """
 
     name: str
+    fingerprint: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     train: Split
@@ -89,7 +94,8 @@ def _digits(how: Preprocessing) -> Dataset:
         own = images[chosen]
         return Split(classes[chosen].astype(np.int64), lambda index: own[index])
 
-    return Dataset("digits", tuple("0123456789"), how, split("train"), split("validation"), split("test"))
+    fingerprint = hashlib.sha256(images.tobytes() + DIGITS_SPLIT.read_bytes()).hexdigest()
+    return Dataset("digits", fingerprint, tuple("0123456789"), how, split("train"), split("validation"), split("test"))
 
 
 def _folder(root: Path, how: Preprocessing) -> Dataset:
@@ -103,7 +109,9 @@ def _folder(root: Path, how: Preprocessing) -> Dataset:
         parts = root, root, root
     labels = tuple(sorted(folder.name for folder in parts[0].iterdir() if folder.is_dir()))
     splits = [_folder_split(part, labels, how) for part in parts]
-    return Dataset(root.name, labels, how, *splits)
+    listing = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    fingerprint = hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()
+    return Dataset(root.name, fingerprint, labels, how, *splits)
 
 
 def _folder_split(folder: Path, labels: tuple[str, ...], how: Preprocessing) -> Split:

@@ -63,7 +63,7 @@ class Augmentation:
 class Teacher:
     """The float model that the student starts from and learns from."""
 
-    epochs: int = 40
+    epochs: int = 60
     lr: float = 2e-3
     label_smoothing: float = 0.1
 
@@ -191,9 +191,17 @@ def _build(cls: type, table: dict[str, Any], prefix: str) -> Any:
 def _known(cls: type, key: str, full: str) -> Any:
     hints = get_type_hints(cls)
     if key not in hints:
-        near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-        raise RecipeError(f"unknown recipe key {full!r}; the nearest known key is {full[: -len(key)] + near[0]!r}")
+        near = difflib.get_close_matches(full, _all_keys(Recipe, ""), n=1, cutoff=0.0)
+        raise RecipeError(f"unknown recipe key {full!r}; the nearest known key is {near[0]!r}")
     return hints[key]
+
+
+def _all_keys(cls: type, prefix: str) -> list[str]:
+    """Every dotted key and section."""
+    keys = []
+    for key, hint in get_type_hints(cls).items():
+        keys += [prefix + key, *(_all_keys(hint, f"{prefix}{key}.") if is_dataclass(hint) else [])]  # type: ignore[arg-type]
+    return keys
 
 
 def _parsed(hint: Any, value: Any) -> Any:

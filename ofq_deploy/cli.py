@@ -1,0 +1,373 @@
+"""The command line. Heavy imports happen inside the commands, so that --help answers at once.
+
+Exit codes: 0 done, 1 unexpected error, 2 bad input or usage, 3 it ran and the verdict is negative, 4 a backend
+is missing.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ofq_deploy.errors import OfqError
+
+NEGATIVE = 3
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Low-bit vision transformers: train, export, prove and measure.",
+)
+
+OutputFolder = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to make.")]
+OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.")]
+JsonFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON object to this file too.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress.")]
+Subject = Annotated[Path | None, typer.Argument(help="An ONNX model or a run folder [default: the newest run].")]
+Backend = Annotated[str, typer.Option(help="Runtime: ort-cpu.")]
+
+
+def main() -> None:
+    """Run the command line; every error that a user can cause is one line and an exit code."""
+    try:
+        app()
+    except OfqError as error:
+        print(f"ofq-deploy: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("ofq-deploy: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print versions and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from ofq_deploy import __version__
+        from ofq_deploy.environment import versions
+
+        found = " ".join(f"{name} {number}" for name, number in versions().items())
+        typer.echo(f"ofq-deploy {__version__} ({found})")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    output: OutputFolder = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of both students and their teacher.")] = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Teacher, W4A4 and W2A2 students, export, proof, bench and report.
+
+    Trains on the handwritten digits that scikit-learn ships; a few minutes on two cores.
+
+    Example: ofq-deploy demo -o runs/demo
+    """
+    from ofq_deploy.demo import run_demo
+
+    summary = run_demo(output or Path("runs/demo"), seed, force, _reporter(quiet))
+    lines = [
+        f"{m['name']}: top-1 {m['top1_runtime']:.2f} % (torch {m['top1_torch']:.2f} %), "
+        f"{m['codes_differing']} of {m['codes_compared']:,} codes differ ({m['ties']} ties), {m['file_bytes']:,} bytes"
+        for m in summary["models"]
+    ]
+    _finish(summary, "\n".join([*lines, f"report: {output or Path('runs/demo')}/report.html"]), as_json, None, False)
+    raise typer.Exit(0 if summary["passed"] else NEGATIVE)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")] = "digits-w4a4",
+    data: Annotated[str | None, typer.Option(help="digits, or a folder with train/ and val/.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    weight_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
+    act_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
+    attention: Annotated[str | None, typer.Option(help="qkr (reparameterized) or qk (apart).")] = None,
+    act_step: Annotated[str | None, typer.Option(help="Activation steps per token or per tensor.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Weight quantizer: statsq or lsq.")] = None,
+    cga: Annotated[bool | None, typer.Option("--cga/--no-cga", help="Confidence-guided annealing at the end.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="Epochs of quantized training.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides everything random.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, as train.lr=1e-3.")
+    ] = None,
+    output: OutputFolder = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a quantized model by a recipe, into a run folder.
+
+    Example: ofq-deploy train digits-w2a2 --attention qk --epochs 10 -o runs/mine
+    """
+    from ofq_deploy import api
+
+    named = {
+        "data": data,
+        "quantization.weight_bits": weight_bits,
+        "quantization.act_bits": act_bits,
+        "quantization.attention": attention,
+        "quantization.act_step": act_step,
+        "quantization.weights": weights,
+        "cga.enabled": cga,
+        "train.epochs": epochs,
+        "seed": seed,
+    }
+    overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    for setting in settings or []:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{setting!r} is not KEY=VALUE", param_hint="--set")
+        overrides[key] = value
+    run = api.train(recipe, output=output, overrides=overrides, device=device, force=force, report=_reporter(quiet))
+    results = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["results"]
+    _finish({"run": str(run), **results}, str(run), as_json, None, False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
+    to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
+    target: Annotated[str, typer.Option(help="portable (standard operators), ort-cpu (fastest there) or fp32.")] = "portable",
+    opset: Annotated[int | None, typer.Option(help="ONNX opset [default: the lowest that holds the graph].")] = None,
+    output: OutputFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's model as ONNX, weights packed at their true width.
+
+    Example: ofq-deploy export runs/digits-w4a4 --to onnx --target ort-cpu
+    """
+    from ofq_deploy import api
+    from ofq_deploy.errors import UnsupportedByTarget
+
+    if to != "onnx":
+        raise UnsupportedByTarget(f"no format {to!r}; there is onnx")
+    path = api.export(run, target=target, opset=opset, output=output, force=force)
+    size = path.stat().st_size
+    if not quiet and not as_json:
+        print(f"{path}: {size:,} bytes, target {target}", file=sys.stderr)
+    _finish({"model": str(path), "target": target, "file_bytes": size}, str(path), as_json, None, False)
+
+
+@app.command()
+def validate(
+    subject: Subject = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits or a folder of images [default: the run's own].")] = None,
+    backend: Backend = "ort-cpu",
+    max_drop: Annotated[float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images for the operator-by-operator proof.")] = 16,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prove that a model computes what training computed, and measure its accuracy; exit 3 if it does not.
+
+    Example: ofq-deploy validate runs/digits-w4a4 --max-drop 1
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.validate(
+        subject, run=run, data=data, backend=backend, max_drop=max_drop, images=images, report=_reporter(quiet)
+    )
+    _finish(result, _validation_text(result), as_json, output, force)
+    raise typer.Exit(0 if result["passed"] else NEGATIVE)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Annotated[Path | None, typer.Option(help="ONNX model or run folder [default: the newest run].")] = None,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """The five likeliest labels of each image, by ONNX Runtime, without torch.
+
+    Example: ofq-deploy predict seven.png --model runs/digits-w4a4/model.portable.onnx
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    found = api.predict(images, model=model)
+    lines = [
+        f"{row['image']}: " + ", ".join(f"{best['label']} {100 * best['probability']:.1f} %" for best in row["top5"])
+        for row in found
+    ]
+    _finish({"predictions": found}, "\n".join(lines), as_json, output, force)
+
+
+@app.command()
+def bench(
+    model: Subject = None,
+    backend: Backend = "ort-cpu",
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be given again [default: 1].")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one per core.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0, help="Time per batch size.")] = 3.0,
+    baseline: Annotated[Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")] = None,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Latency, load time, memory and executed operators, interleaved with a float baseline.
+
+    Example: ofq-deploy bench --backend ort-cpu --batch 1 --batch 8 --threads 1
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.bench(
+        model,
+        backend=backend,
+        batches=batch or [1],
+        threads=threads,
+        seconds=seconds,
+        baseline=baseline,
+        report=_reporter(quiet),
+    )
+    _finish(result, _bench_text(result), as_json, output, force)
+
+
+@app.command()
+def inspect(
+    subject: Subject = None,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """A table of layers: shape, bits trained, stored and computed, bytes, activation steps.
+
+    Example: ofq-deploy inspect runs/digits-w2a2
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.inspect(subject)
+    if not as_json:
+        _print_layers(result)
+    _finish(result, "", as_json, output, force)
+
+
+@app.command()
+def doctor(
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Versions, CPU features that matter, and which backends can run here.
+
+    Example: ofq-deploy doctor --json
+    """
+    from ofq_deploy.doctor import examine
+
+    _refuse(output, force)
+    result = examine()
+    packages = result["environment"]["packages"]
+    lines = [f"{name:14} {number}" for name, number in packages.items()]
+    lines += [f"cpu {name}: {'yes' if entry['present'] else 'no'} ({entry['means']})" for name, entry in result["cpu"].items()]
+    lines += [f"backend {name}: {'ready' if b['ready'] else b['why'] + '; ' + b['install']}" for name, b in result["backends"].items()]
+    _finish(result, "\n".join(lines), as_json, output, force)
+
+
+def _reporter(quiet: bool) -> Any:
+    from ofq_deploy.progress import Reporter
+
+    return Reporter(quiet)
+
+
+def _refuse(output: Path | None, force: bool) -> None:
+    if output is not None:
+        from ofq_deploy.files import refuse_existing
+
+        refuse_existing(output, force)
+
+
+def _finish(result: dict[str, Any], text: str, as_json: bool, output: Path | None, force: bool) -> None:
+    """The result as JSON or text on stdout, and as JSON in a file."""
+    document = json.dumps(result, indent=2)
+    if output is not None:
+        from ofq_deploy.files import write_text
+
+        write_text(output, document + "\n", force)
+    if as_json or text:
+        typer.echo(document if as_json else text)
+
+
+def _validation_text(result: dict[str, Any]) -> str:
+    lines = [f"{result['model']} ({result['target']}) on {result['test_images']} test images of {result['data']}"]
+    weights = result["weights"]
+    lines.append(f"weights: {weights['codes_differing']} of {weights['codes_compared']:,} stored codes differ")
+    for proof in result["operators"]:
+        lines.append(
+            f"operators, {proof['witness']} against the oracle: {proof['codes_differing']} of "
+            f"{proof['codes_compared']:,} codes differ, {proof['ties']} of them ties; floats to {proof['worst_float_error']:.1e}"
+        )
+    free = result["free_run"]
+    lines.append(f"free run: {len(free['divergences'])} of {free['images']} images leave the oracle")
+    lines += [
+        f"  image {entry['image']} at {entry['operator']} ({'a tie' if entry['is_tie'] else 'NO tie'})"
+        for entry in free["divergences"][:5]
+    ]
+    lines.append(f"top-1 {result['top1_runtime']:.2f} %")
+    if "top1_torch" in result:
+        lines[-1] += f" (torch {result['top1_torch']:.2f} %, float model {result['top1_float']:.2f} %)"
+        lines.append(
+            f"same prediction as torch: {result['agreement']:.2f} %; as torch float64: runtime "
+            f"{result['runtime_agrees_with_float64']}, torch float32 {result['float32_agrees_with_float64']} images"
+        )
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    lines.append("PROVEN: the model computes what training computed" if result["passed"] else "NOT PROVEN")
+    return "\n".join(lines)
+
+
+def _bench_text(result: dict[str, Any]) -> str:
+    lines = []
+    for role in ("model", "baseline"):
+        if role not in result:
+            continue
+        entry, run = result[role], result[role]["executed"]
+        lines.append(
+            f"{role} {entry['path']}: {entry['file_bytes']:,} bytes, load {entry['load_ms']:.0f} ms, "
+            f"peak +{entry['peak_mb']:.1f} MB; products: {run['integer']} in integers, {run['float']} in float, "
+            f"{run['small']} small per-key ones"
+        )
+        lines += [
+            f"  batch {row['batch']}: p50 {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}, "
+            f"{row['images_per_s']:.0f} images/s ({row['calls']} calls)"
+            for row in entry["latency_ms"]
+        ]
+    for row in result.get("speedup", []):
+        lines.append(f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)")
+    return "\n".join(lines)
+
+
+def _print_layers(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['model']} ({result['target']}), {result['file_bytes']:,} bytes")
+    for column in ("layer", "shape", "trained", "stored", "computed", "bytes", "input bits", "input steps"):
+        table.add_column(column, justify="left" if column in ("layer", "input steps") else "right")
+    for row in result["layers"]:
+        shape = "x".join(map(str, row["shape"])) if row["shape"] else "?"
+        steps = "{:.4g} to {:.4g}".format(*row["step_range"]) if row["step_range"] else "-"
+        cells = [row["name"], shape, row["bits_trained"], row["bits_stored"] or "?", row["bits_computed"], f"{row['bytes']:,}"]
+        table.add_row(*map(str, cells), str(row["act_bits"] or "-"), steps)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    typer.echo(", ".join(f"{kind} {size:,}" for kind, size in result["bytes_by_kind"].items()) + " bytes")

@@ -42,7 +42,7 @@ class Builder:
         if name not in self.initializers:
             tensor = ir.tensor(np.asarray(value), dtype=dtype, name=name)
             self.initializers[name] = ir.Value(
-                name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+                name=name, const_value=tensor, shape=ir.Shape(np.shape(value)), type=ir.TensorType(tensor.dtype)
             )
         return self.initializers[name]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from ofq_deploy.export.builder import Builder
+from ofq_deploy.export.network import metadata
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ofq_deploy.errors import ModelError
-from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.network import metadata
 from ofq_deploy.frozen import Frozen
 
 OPSET = 20
@@ -29,7 +29,9 @@ def build_fp32(frozen: Frozen, weights: Path) -> ir.Model:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error
     except KeyError as error:
-        raise ModelError(f"{weights} lacks the tensor {error}; expected timm's names of a vision transformer") from error
+        raise ModelError(
+            f"{weights} lacks the tensor {error}; expected timm's names of a vision transformer"
+        ) from error
 
 
 class _Float:
@@ -53,10 +55,20 @@ class _Float:
         for token, head in enumerate(self.frozen.heads):
             h = b.op("Gather", [x, b.constant(f"token.{token}", np.int64(token))], f"{head}.token", {"axis": 1})
             matrix, bias = share * self.w[f"{head}.weight"].T, share * self.w[f"{head}.bias"]
-            outputs.append(b.op("Gemm", [h, b.float(f"{head}.weight", matrix), b.float(f"{head}.bias", bias)], f"{head}.out"))
+            outputs.append(
+                b.op(
+                    "Gemm",
+                    [h, b.float(f"{head}.weight", matrix), b.float(f"{head}.bias", bias)],
+                    f"{head}.out",
+                )
+            )
         logits = b.op("Identity" if len(outputs) == 1 else "Add", outputs, "logits")
         logits.shape, logits.type = ir.Shape(["batch", a.classes]), ir.TensorType(ir.DataType.FLOAT)
-        own = {"ofq_deploy.frozen_sha256": "", "ofq_deploy.method": "float", "ofq_deploy.quantization": json.dumps({})}
+        own = {
+            "ofq_deploy.frozen_sha256": "",
+            "ofq_deploy.method": "float",
+            "ofq_deploy.quantization": json.dumps({}),
+        }
         return b.model(image, logits, OPSET, [], {**metadata(self.frozen, "fp32"), **own})
 
     def stem(self, image: ir.Value) -> ir.Value:
@@ -79,7 +91,11 @@ class _Float:
         factor = np.ones(3 * a.dim, dtype=np.float32)
         factor[: a.dim] = a.head_dim**-0.5
         qkv = self.linear(x, f"{name}.qkv", factor)
-        parts = b.split(b.reshape(qkv, [0, a.tokens, 3 * a.heads, a.head_dim], f"{name}.split"), [f"{name}.{p}" for p in "qkv"], 2)
+        parts = b.split(
+            b.reshape(qkv, [0, a.tokens, 3 * a.heads, a.head_dim], f"{name}.split"),
+            [f"{name}.{p}" for p in "qkv"],
+            2,
+        )
         q, v = (b.transpose(part, (0, 2, 1, 3), f"{part.name}.heads") for part in (parts[0], parts[2]))
         k = b.transpose(parts[1], (0, 2, 3, 1), f"{name}.k.heads")
         p = b.op("Softmax", [b.op("MatMul", [q, k], f"{name}.scores")], f"{name}.softmax", {"axis": -1})

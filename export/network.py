@@ -12,11 +12,11 @@ from dataclasses import asdict
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-
-from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.targets import Target, zero_point
+
+from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu
@@ -77,7 +77,9 @@ class _Network:
         linear, quantizer = self.frozen.linear("patch_embed"), self.frozen.quantizer("patch_embed.input")
         before = self.frozen.get("patch_embed.input.before")
         if before is not None:
-            image_shifted = b.op("Add", [image, b.float("patch_embed.input.before", before[None, None])], "image.shifted")
+            image_shifted = b.op(
+                "Add", [image, b.float("patch_embed.input.before", before[None, None])], "image.shifted"
+            )
         else:
             image_shifted = image
         codes = self.quantize(image_shifted, "patch_embed.input", quantizer.step, axis=1)
@@ -133,12 +135,16 @@ class _Network:
         b, a = self.b, self.a
         q = self.linear_codes(queries, f"{attn}.q", f"{attn}.input", left=True, rows=rows)
         k = self.linear_codes(codes, f"{attn}.k", f"{attn}.input", left=False)
-        q = b.transpose(b.reshape(q, [0, rows, a.heads, a.head_dim], f"{attn}.q.split"), (0, 2, 1, 3), f"{attn}.q.heads")
+        q = b.transpose(
+            b.reshape(q, [0, rows, a.heads, a.head_dim], f"{attn}.q.split"), (0, 2, 1, 3), f"{attn}.q.heads"
+        )
         k = b.reshape(b.transpose(k, (0, 2, 1), f"{attn}.k.t"), [0, a.heads, a.head_dim, a.tokens], f"{attn}.k.heads")
         q_quantizer, k_quantizer = (self.frozen.quantizer(f"{attn}.{part}") for part in "qk")
         scores = self.score_product(attn, q, k, q_quantizer, rows)
         key_shift = self.frozen.get(f"{attn}.scores.key_shift")
-        return scores if key_shift is None else self.add_key_shift(attn, scores, k, key_shift[None, :, None], k_quantizer)
+        return (
+            scores if key_shift is None else self.add_key_shift(attn, scores, k, key_shift[None, :, None], k_quantizer)
+        )
 
     def scores_qkr(self, attn: str, codes: ir.Value, queries: ir.Value, rows: int) -> ir.Value:
         b, a = self.b, self.a
@@ -155,7 +161,8 @@ class _Network:
 
     def score_product(self, attn: str, left: ir.Value, right: ir.Value, quantizer: Quantizer, rows: int) -> ir.Value:
         """The left step, where there is one per query, is a Mul of its own: vector steps on both sides of the
-        product would round in an order that depends on the batch size."""
+        product would round in an order that depends on the batch size.
+        """
         b, a, name = self.b, self.a, f"{attn}.scores"
         scale = self.frozen[f"{name}.scale"]
         if scale.size > 1 or self.target.name == "portable":
@@ -167,7 +174,9 @@ class _Network:
         steps = b.float(f"{name}.query_step", quantizer.step[:rows].reshape(1, 1, -1, 1))
         return b.op("Mul", [scores, steps], f"{name}.stepped")
 
-    def add_key_shift(self, attn: str, scores: ir.Value, keys: ir.Value, shift: Floats, quantizer: Quantizer) -> ir.Value:
+    def add_key_shift(
+        self, attn: str, scores: ir.Value, keys: ir.Value, shift: Floats, quantizer: Quantizer
+    ) -> ir.Value:
         """shift: float32 [1, heads or 1, 1, width]; keys: int8 [batch, heads, width, tokens]"""
         b, name = self.b, f"{attn}.scores.key_shift"
         real = b.cast(keys, ir.DataType.FLOAT, f"{name}.codes")
@@ -177,7 +186,9 @@ class _Network:
             row = b.op("Mul", [row, b.float(f"{name}.step", step)], f"{name}.stepped")
         return b.op("Add", [scores, row], f"{name}.out")
 
-    def add_key_bias(self, attn: str, scores: ir.Value, codes: ir.Value, bias: Floats, quantizer: Quantizer) -> ir.Value:
+    def add_key_bias(
+        self, attn: str, scores: ir.Value, codes: ir.Value, bias: Floats, quantizer: Quantizer
+    ) -> ir.Value:
         """bias: float32 [heads, dim]; codes: uint8 [batch, tokens, dim]"""
         b, a, name = self.b, self.a, f"{attn}.scores.key_bias"
         real = b.cast(codes, ir.DataType.FLOAT, f"{name}.codes")
@@ -194,7 +205,11 @@ class _Network:
         """uint8 [batch, rows, dim], the codes that the projection reads."""
         b, a, name = self.b, self.a, f"{attn}.context"
         heads = (1, a.heads, 1, a.head_dim)
-        v = b.transpose(b.reshape(v, [0, a.tokens, a.heads, a.head_dim], f"{attn}.v.split"), (0, 2, 1, 3), f"{attn}.v.heads")
+        v = b.transpose(
+            b.reshape(v, [0, a.tokens, a.heads, a.head_dim], f"{attn}.v.split"),
+            (0, 2, 1, 3),
+            f"{attn}.v.heads",
+        )
         scale = self.frozen[f"{name}.scale"].reshape(heads)
         x = self.target.rescaled_product(b, name, p, v, 0, scale, None, None)
         row_sum = self.frozen.get(f"{name}.row_sum")
@@ -241,14 +256,24 @@ class _Network:
         if rows == self.a.tokens:
             return x
         start, end, axis = ([0], [rows], [1])
-        bounds = [self.b.constant(f"slice.{v[0]}.{n}", np.asarray(v)) for n, v in (("from", start), ("to", end), ("axis", axis))]
+        bounds = [
+            self.b.constant(f"slice.{v[0]}.{n}", np.asarray(v))
+            for n, v in (("from", start), ("to", end), ("axis", axis))
+        ]
         return self.b.op("Slice", [x, *bounds], name)
 
     def quantize(
-        self, x: ir.Value, name: str, step: Floats, axis: int = 1, left: bool = True, output: str | None = None
+        self,
+        x: ir.Value,
+        name: str,
+        step: Floats,
+        axis: int = 1,
+        left: bool = True,
+        output: str | None = None,
     ) -> ir.Value:
         """Divide by the step, round, clip: the codes of quantizer `name`, uint8 for the left operand of a product
-        or int8 for the right one. One step, or one per index of `axis`."""
+        or int8 for the right one. One step, or one per index of `axis`.
+        """
         b, quantizer = self.b, self.frozen.quantizer(name)
         output = output or f"{name}.codes"
         low, high = quantizer.range
@@ -257,7 +282,9 @@ class _Network:
         limits = np.iinfo(dtype)
         clipped = (low + zero, high + zero) != (limits.min, limits.max)
         steps = b.float(f"{output}.step", step if step.size > 1 else step.reshape(()))
-        zeros = b.constant(f"zero_{dtype.__name__}_{zero}x{step.size}", np.full(np.shape(steps.const_value), zero, dtype))
+        zeros = b.constant(
+            f"zero_{dtype.__name__}_{zero}x{step.size}", np.full(np.shape(step) if step.size > 1 else (), zero, dtype)
+        )
         attributes = {"axis": axis} if step.size > 1 else {}
         codes = b.op("QuantizeLinear", [x, steps, zeros], f"{output}.rounded" if clipped else output, attributes)
         if not clipped:
@@ -327,10 +354,16 @@ class _Network:
         ones = b.constant(f"ones.{width}", np.ones((width, 1), dtype=np.int8))
         sums = b.op("MatMulInteger", [codes, ones, zero], f"{name}.row_sum.total")
         total = b.op("Add", [doubled, sums], f"{name}.total")
-        out = b.op("Mul", [b.cast(total, ir.DataType.FLOAT, f"{name}.real"), b.float(f"{name}.scale", linear.scale)], f"{name}.scaled")
+        out = b.op(
+            "Mul",
+            [b.cast(total, ir.DataType.FLOAT, f"{name}.real"), b.float(f"{name}.scale", linear.scale)],
+            f"{name}.scaled",
+        )
         if row is not None:
             out = b.op("Mul", [out, b.float(f"{name}.row_step", row.reshape(1, -1, 1))], f"{name}.stepped")
-        return out if bias is None else b.op("Add", [out, b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
+        return (
+            out if bias is None else b.op("Add", [out, b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
+        )
 
 
 def _zero(quantizer: Quantizer) -> int:

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-
 from ofq_deploy.export.builder import CONTRIB, Builder
 
 Floats = NDArray[np.float32]
@@ -23,7 +22,15 @@ class Target(Protocol):
         ...
 
     def rescaled_product(
-        self, b: Builder, name: str, a: ir.Value, w: ir.Value, zero: int, scale: Floats, bias: Floats | None, row: Floats | None
+        self,
+        b: Builder,
+        name: str,
+        a: ir.Value,
+        w: ir.Value,
+        zero: int,
+        scale: Floats,
+        bias: Floats | None,
+        row: Floats | None,
     ) -> ir.Value:
         """float32: ((a - zero) @ w) * scale [* row] [+ bias], integers up to the first multiplication.
 
@@ -49,17 +56,37 @@ class OrtCpu:
         return []
 
     def rescaled_product(
-        self, b: Builder, name: str, a: ir.Value, w: ir.Value, zero: int, scale: Floats, bias: Floats | None, row: Floats | None
+        self,
+        b: Builder,
+        name: str,
+        a: ir.Value,
+        w: ir.Value,
+        zero: int,
+        scale: Floats,
+        bias: Floats | None,
+        row: Floats | None,
     ) -> ir.Value:
         # A bias beside a row-wise a_scale would be multiplied with it: then the bias is an Add of its own, and
         # three-dimensional, or it fuses with a following Gelu into a slower kernel.
         scales = b.float(f"{name}.scale", scale if scale.size > 1 else scale.reshape(()))
         if row is None:
             inside = None if bias is None else b.float(f"{name}.bias", bias)
-            operands = [a, w, b.float("one", 1.0), scales, zero_point(b, zero), *([None, inside] if inside else [])]
+            operands = [
+                a,
+                w,
+                b.float("one", 1.0),
+                scales,
+                zero_point(b, zero),
+                *([None, inside] if inside else []),
+            ]
             return b.op("MatMulIntegerToFloat", operands, f"{name}.out", domain=CONTRIB)
         steps = b.float(f"{name}.row_step", row.reshape(1, -1, 1))
-        product = b.op("MatMulIntegerToFloat", [a, w, steps, scales, zero_point(b, zero)], f"{name}.scaled", domain=CONTRIB)
+        product = b.op(
+            "MatMulIntegerToFloat",
+            [a, w, steps, scales, zero_point(b, zero)],
+            f"{name}.scaled",
+            domain=CONTRIB,
+        )
         if bias is None:
             return product
         return b.op("Add", [product, b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
@@ -78,7 +105,15 @@ class Portable:
         return [b.float("one", 1.0)]
 
     def rescaled_product(
-        self, b: Builder, name: str, a: ir.Value, w: ir.Value, zero: int, scale: Floats, bias: Floats | None, row: Floats | None
+        self,
+        b: Builder,
+        name: str,
+        a: ir.Value,
+        w: ir.Value,
+        zero: int,
+        scale: Floats,
+        bias: Floats | None,
+        row: Floats | None,
     ) -> ir.Value:
         total = b.op("MatMulInteger", [a, w, zero_point(b, zero)], f"{name}.total")
         real = b.cast(total, ir.DataType.FLOAT, f"{name}.real")
@@ -88,7 +123,11 @@ class Portable:
             out = b.op("Mul", [out, b.float(f"{name}.row_step", row.reshape(1, -1, 1))], f"{name}.stepped")
         if bias is None:
             return out
-        return b.op("Add", [out, b.float(f"{name}.bias", bias if row is None else bias.reshape(1, 1, -1))], f"{name}.out")
+        return b.op(
+            "Add",
+            [out, b.float(f"{name}.bias", bias if row is None else bias.reshape(1, 1, -1))],
+            f"{name}.out",
+        )
 
 
 TARGETS: dict[str, Target] = {"portable": Portable(), "ort-cpu": OrtCpu()}

@@ -40,9 +40,7 @@ def convert(model: "nn.Module", config: Quantization | None = None) -> tuple["nn
     return convert_model(model, config or Quantization())
 
 
-def freeze(
-    model: "nn.Module", config: Quantization, preprocessing: "Preprocessing", labels: tuple[str, ...]
-) -> Frozen:
+def freeze(model: "nn.Module", config: Quantization, preprocessing: "Preprocessing", labels: tuple[str, ...]) -> Frozen:
     """The frozen form of a converted and calibrated model; see ofq_deploy.train.freeze.freeze."""
     from ofq_deploy.train.freeze import freeze as freeze_model
 
@@ -268,7 +266,8 @@ def bench(
         if own:
             from ofq_deploy.export.write import write_checked
 
-            assert source is not None and frozen is not None
+            assert source is not None
+            assert frozen is not None
             baseline = Path(folder) / "fp32.onnx"
             write_checked(_build(frozen, source, "fp32", None), baseline)
         elif baseline is not None:
@@ -364,7 +363,9 @@ def _model_and_frozen(
         file = reference / "frozen.safetensors" if reference.is_dir() else reference
         frozen = load_frozen(file)
         if sha256(file) != model.frozen_sha256:
-            raise RunError(f"{path} was not exported from {file} (its metadata names another hash); pass the right --run")
+            raise RunError(
+                f"{path} was not exported from {file} (its metadata names another hash); pass the right --run"
+            )
         folder: Path | None = file.parent
     else:
         folder = reference_run(model, [RUNS, path.parent.parent])
@@ -413,7 +414,10 @@ def _check_backend(backend: str) -> None:
 
 
 def _check_trainable(recipe: Recipe) -> None:
-    least = {"train.batch_size": recipe.train.batch_size, "train.calibration_images": recipe.train.calibration_images}
+    least = {
+        "train.batch_size": recipe.train.batch_size,
+        "train.calibration_images": recipe.train.calibration_images,
+    }
     for key, value in least.items():
         if value < 1:
             raise RecipeError(f"recipe key {key!r} is {value}; it takes a number from 1 up")
@@ -435,7 +439,8 @@ def _teacher(
     recipe: Recipe, data: "Dataset", cache: Path, metrics: Path, device: str, report: Reporter
 ) -> tuple["nn.Module", Path]:
     """The float model of a recipe and its weights file, trained now or found in `cache` under the hash of
-    everything that it depends on."""
+    everything that it depends on.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -446,7 +451,11 @@ def _teacher(
     torch.manual_seed(recipe.seed)
     model = build_model(recipe.model, data.preprocessing.channels, len(data.labels))
     decisive = {
-        **{key: value for key, value in asdict(recipe).items() if key in ("seed", "threads", "model", "augmentation", "teacher")},
+        **{
+            key: value
+            for key, value in asdict(recipe).items()
+            if key in ("seed", "threads", "model", "augmentation", "teacher")
+        },
         "train": {key: getattr(recipe.train, key) for key in ("batch_size", "weight_decay", "warmup")},
         "data": data.fingerprint,
         "torch": versions().get("torch"),

@@ -79,7 +79,13 @@ def demo(
         f"{m['codes_differing']} of {m['codes_compared']:,} codes differ ({m['ties']} ties), {m['file_bytes']:,} bytes"
         for m in summary["models"]
     ]
-    _finish(summary, "\n".join([*lines, f"report: {output or Path('runs/demo')}/report.html"]), as_json, None, False)
+    _finish(
+        summary,
+        "\n".join([*lines, f"report: {output or Path('runs/demo')}/report.html"]),
+        as_json,
+        None,
+        False,
+    )
     raise typer.Exit(0 if summary["passed"] else NEGATIVE)
 
 
@@ -136,7 +142,9 @@ def train(
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
     to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
-    target: Annotated[str, typer.Option(help="portable (standard operators), ort-cpu (fastest there) or fp32.")] = "portable",
+    target: Annotated[
+        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there) or fp32.")
+    ] = "portable",
     opset: Annotated[int | None, typer.Option(help="ONNX opset [default: the lowest that holds the graph].")] = None,
     output: OutputFile = None,
     force: Force = False,
@@ -165,7 +173,9 @@ def validate(
     run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
     data: Annotated[str | None, typer.Option(help="digits or a folder of images [default: the run's own].")] = None,
     backend: Backend = "ort-cpu",
-    max_drop: Annotated[float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images for the operator-by-operator proof.")] = 16,
     output: JsonFile = None,
     force: Force = False,
@@ -180,7 +190,13 @@ def validate(
 
     _refuse(output, force)
     result = api.validate(
-        subject, run=run, data=data, backend=backend, max_drop=max_drop, images=images, report=_reporter(quiet)
+        subject,
+        run=run,
+        data=data,
+        backend=backend,
+        max_drop=max_drop,
+        images=images,
+        report=_reporter(quiet),
     )
     _finish(result, _validation_text(result), as_json, output, force)
     raise typer.Exit(0 if result["passed"] else NEGATIVE)
@@ -217,7 +233,9 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be given again [default: 1].")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one per core.")] = 1,
     seconds: Annotated[float, typer.Option(min=0, help="Time per batch size.")] = 3.0,
-    baseline: Annotated[Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")
+    ] = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -280,8 +298,13 @@ def doctor(
     result = examine()
     packages = result["environment"]["packages"]
     lines = [f"{name:14} {number}" for name, number in packages.items()]
-    lines += [f"cpu {name}: {'yes' if entry['present'] else 'no'} ({entry['means']})" for name, entry in result["cpu"].items()]
-    lines += [f"backend {name}: {'ready' if b['ready'] else b['why'] + '; ' + b['install']}" for name, b in result["backends"].items()]
+    lines += [
+        f"cpu {name}: {'yes' if entry['present'] else 'no'} ({entry['means']})" for name, entry in result["cpu"].items()
+    ]
+    lines += [
+        f"backend {name}: {'ready' if b['ready'] else b['why'] + '; ' + b['install']}"
+        for name, b in result["backends"].items()
+    ]
     _finish(result, "\n".join(lines), as_json, output, force)
 
 
@@ -316,7 +339,8 @@ def _validation_text(result: dict[str, Any]) -> str:
     for proof in result["operators"]:
         lines.append(
             f"operators, {proof['witness']} against the oracle: {proof['codes_differing']} of "
-            f"{proof['codes_compared']:,} codes differ, {proof['ties']} of them ties; floats to {proof['worst_float_error']:.1e}"
+            f"{proof['codes_compared']:,} codes differ, {proof['ties']} of them ties; "
+            f"floats to {proof['worst_float_error']:.1e}"
         )
     free = result["free_run"]
     lines.append(f"free run: {len(free['divergences'])} of {free['images']} images leave the oracle")
@@ -353,7 +377,9 @@ def _bench_text(result: dict[str, Any]) -> str:
             for row in entry["latency_ms"]
         ]
     for row in result.get("speedup", []):
-        lines.append(f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)")
+        lines.append(
+            f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)"
+        )
     return "\n".join(lines)
 
 
@@ -367,7 +393,14 @@ def _print_layers(result: dict[str, Any]) -> None:
     for row in result["layers"]:
         shape = "x".join(map(str, row["shape"])) if row["shape"] else "?"
         steps = "{:.4g} to {:.4g}".format(*row["step_range"]) if row["step_range"] else "-"
-        cells = [row["name"], shape, row["bits_trained"], row["bits_stored"] or "?", row["bits_computed"], f"{row['bytes']:,}"]
+        cells = [
+            row["name"],
+            shape,
+            row["bits_trained"],
+            row["bits_stored"] or "?",
+            row["bits_computed"],
+            f"{row['bytes']:,}",
+        ]
         table.add_row(*map(str, cells), str(row["act_bits"] or "-"), steps)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     typer.echo(", ".join(f"{kind} {size:,}" for kind, size in result["bytes_by_kind"].items()) + " bytes")

@@ -6,7 +6,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "timm", "onnx", "onnx_ir", "onnxruntime", "numpy", "openvino", "tensorrt", "tensorrt-rtx")
+PACKAGES = (
+    "torch",
+    "timm",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "numpy",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 
 # What decides the speed and the exactness of 8-bit products on x86.
 CPU_FEATURES = {

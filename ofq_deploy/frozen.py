@@ -175,7 +175,9 @@ def load_frozen(path: str | Path) -> Frozen:
         header = json.loads(metadata["ofq_deploy"])
         version = header.pop("format")
         if version != FORMAT:
-            raise FrozenFileError(f"{path} has frozen format {version}, this version reads {FORMAT}; freeze the run again")
+            raise FrozenFileError(
+                f"{path} has frozen format {version}, this version reads {FORMAT}; freeze the run again"
+            )
         how = header["preprocessing"]
         frozen = Frozen(
             architecture=Architecture(**header["architecture"]),
@@ -204,7 +206,8 @@ def _check(frozen: Frozen, path: str) -> None:
         if array.dtype != dtype or array.shape not in allowed:
             wanted = " or ".join(map(str, allowed))
             raise FrozenFileError(
-                f"{path}: {name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {wanted}; freeze the run again"
+                f"{path}: {name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {wanted}; "
+                "freeze the run again"
             )
         if dtype == np.float32 and not np.isfinite(array).all():
             raise FrozenFileError(f"{path}: {name} holds values that are not finite; train again")

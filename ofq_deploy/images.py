@@ -43,7 +43,7 @@ def preprocess(image: "Image", how: Preprocessing) -> NDArray[np.float32]:
     left, top = round((width - how.size) / 2), round((height - how.size) / 2)
     image = image.crop((left, top, left + how.size, top + how.size))
     pixels = np.asarray(image, dtype=np.float32).reshape(how.size, how.size, how.channels).transpose(2, 0, 1)
-    mean, std = (np.float32(values).reshape(-1, 1, 1) for values in (how.mean, how.std))
+    mean, std = (np.asarray(values, dtype=np.float32).reshape(-1, 1, 1) for values in (how.mean, how.std))
     return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
 
 

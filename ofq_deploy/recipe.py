@@ -115,7 +115,9 @@ def load_recipe(source: str | Path) -> Recipe:
     if path.suffix != ".toml":
         path = BUILT_IN / f"{source}.toml"
         if not path.is_file():
-            raise RecipeError(f"no recipe {str(source)!r}; built in: {', '.join(built_in_names())}; or give a .toml file")
+            raise RecipeError(
+                f"no recipe {str(source)!r}; built in: {', '.join(built_in_names())}; or give a .toml file"
+            )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -131,7 +133,8 @@ def built_in_names() -> list[str]:
 
 def recipe_from_table(table: dict[str, Any]) -> Recipe:
     """A recipe from nested tables, every key checked; RecipeError says which is wrong."""
-    return _build(Recipe, table, "")
+    recipe: Recipe = _build(Recipe, table, "")
+    return recipe
 
 
 def override(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -168,7 +171,9 @@ def _override_one(owner: Any, full: str, parts: list[str], value: Any) -> Any:
     current = getattr(owner, head)
     if is_dataclass(current):
         if not rest:
-            raise RecipeError(f"recipe key {full!r} is a section; name one of its keys, as {full}.{fields(current)[0].name}")
+            raise RecipeError(
+                f"recipe key {full!r} is a section; name one of its keys, as {full}.{fields(current)[0].name}"
+            )
         return replace(owner, **{head: _override_one(current, full, rest, value)})
     if rest:
         raise RecipeError(f"recipe key {full!r} does not exist: {head!r} has no keys below it")

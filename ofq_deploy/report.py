@@ -61,7 +61,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _models_table(summary: dict[str, Any], details: list[dict[str, Any]]) -> str:
-    rows = [["float model", "32 / 32", "-", f"{summary['float_top1']:.2f} %", "-", f"{summary['float_file_bytes']:,}"]]
+    rows = [
+        [
+            "float model",
+            "32 / 32",
+            "-",
+            f"{summary['float_top1']:.2f} %",
+            "-",
+            f"{summary['float_file_bytes']:,}",
+        ]
+    ]
     rows += [
         [
             m["name"],
@@ -93,10 +102,26 @@ def _proof_table(models: list[dict[str, Any]], details: list[dict[str, Any]]) ->
     rows = []
     for model, detail in zip(models, details, strict=True):
         weights = detail["validation"]["weights"]
-        rows.append([model["name"], "weights in the file", f"{weights['codes_compared']:,}", str(weights["codes_differing"]), "-"])
+        rows.append(
+            [
+                model["name"],
+                "weights in the file",
+                f"{weights['codes_compared']:,}",
+                str(weights["codes_differing"]),
+                "-",
+            ]
+        )
         for proof in detail["validation"]["operators"]:
             name = f"{proof['witness']} against the oracle"
-            rows.append([model["name"], name, f"{proof['codes_compared']:,}", str(proof["codes_differing"]), str(proof["ties"])])
+            rows.append(
+                [
+                    model["name"],
+                    name,
+                    f"{proof['codes_compared']:,}",
+                    str(proof["codes_differing"]),
+                    str(proof["ties"]),
+                ]
+            )
     return _table(["model", "compared", "codes", "differing", "of them ties"], rows)
 
 
@@ -117,7 +142,11 @@ def _layers(model: dict[str, Any], detail: dict[str, Any]) -> str:
 
 
 def _environment(environment: dict[str, Any]) -> str:
-    rows = [[key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)] for key, value in environment.items() if key != "packages"]
+    rows = [
+        [key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]
+        for key, value in environment.items()
+        if key != "packages"
+    ]
     rows += [[name, number] for name, number in environment["packages"].items()]
     return _table(["what", "value"], rows)
 
@@ -133,7 +162,12 @@ def _charts(summary: dict[str, Any]) -> str:
     labels = ["float", *(f"W{m['weight_bits']}A{m['act_bits']}" for m in summary["models"])]
     errors = [100 - summary["float_top1"], *(100 - m["top1_runtime"] for m in summary["models"])]
     sizes = [summary["float_file_bytes"] / 1000, *(m["file_bytes"] / 1000 for m in summary["models"])]
-    style = {"svg.hashsalt": "ofq-deploy", "svg.fonttype": "none", "font.family": "sans-serif", "text.color": grey}
+    style = {
+        "svg.hashsalt": "ofq-deploy",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "text.color": grey,
+    }
     with plt.rc_context(style | {"axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}):
         figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
         for axis, values, title in zip(axes, (errors, sizes), ("top-1 error, %", "file, kB"), strict=True):

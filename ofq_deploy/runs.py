@@ -63,7 +63,9 @@ def load_run(path: Path) -> Run:
         if not file.is_file():
             raise RunError(f"{path} lacks {name}; train again or restore the file")
         if sha256(file) != digest:
-            raise RunError(f"{file} is not the file that manifest.json names (sha256 differs); train again or restore it")
+            raise RunError(
+                f"{file} is not the file that manifest.json names (sha256 differs); train again or restore it"
+            )
     return Run(path, manifest)
 
 

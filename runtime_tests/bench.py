@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.executed import executed_operators
 from ofq_deploy.runtime_tests.ort import open_session, run_logits
 from ofq_deploy.runtime_tests.probe import probe
+
+from ofq_deploy.progress import Reporter
 
 WARM_UP = 5
 
@@ -29,7 +29,12 @@ class Latency:
 
 
 def bench(
-    model: Path, baseline: Path | None, batches: tuple[int, ...], threads: int, seconds: float, report: Reporter
+    model: Path,
+    baseline: Path | None,
+    batches: tuple[int, ...],
+    threads: int,
+    seconds: float,
+    report: Reporter,
 ) -> dict[str, Any]:
     """Measure `model`, and `baseline` in turn with it, for `seconds` at each batch size.
 
@@ -55,7 +60,9 @@ def bench(
             advance()
     if baseline:
         pairs = zip(result["baseline"]["latency_ms"], result["model"]["latency_ms"], strict=True)
-        result["speedup"] = [{"batch": own["batch"], "ratio_of_medians": base["p50"] / own["p50"]} for base, own in pairs]
+        result["speedup"] = [
+            {"batch": own["batch"], "ratio_of_medians": base["p50"] / own["p50"]} for base, own in pairs
+        ]
     return result
 
 

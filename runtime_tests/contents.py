@@ -3,8 +3,9 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.frozen import Frozen
 from ofq_deploy.runtime_tests.model_file import ModelFile
+
+from ofq_deploy.frozen import Frozen
 
 if TYPE_CHECKING:
     import onnx
@@ -45,9 +46,7 @@ def _by_layer(model: "onnx.ModelProto") -> dict[str, list["onnx.TensorProto"]]:
     return layers
 
 
-def _layer(
-    name: str, tensors: list["onnx.TensorProto"], described: ModelFile, frozen: Frozen | None
-) -> dict[str, Any]:
+def _layer(name: str, tensors: list["onnx.TensorProto"], described: ModelFile, frozen: Frozen | None) -> dict[str, Any]:
     stored = sum(_bytes(tensor) for tensor in tensors)
     is_float = described.target == "fp32"
     is_edge = name.startswith(("patch_embed", "head"))
@@ -60,7 +59,10 @@ def _layer(
         linear = frozen.linear(name)
         row |= {"shape": list(linear.codes.shape), "bits_stored": round(8 * stored / linear.codes.size, 2)}
         quantizer = frozen.quantizer(_input_of(name))
-        row |= {"act_bits": quantizer.bits, "step_range": [float(quantizer.step.min()), float(quantizer.step.max())]}
+        row |= {
+            "act_bits": quantizer.bits,
+            "step_range": [float(quantizer.step.min()), float(quantizer.step.max())],
+        }
     elif len(tensors[0].dims) == 2 and not _is_planes(tensors[0]):
         count = sum(tensor.dims[0] * tensor.dims[1] for tensor in tensors)
         width = sum(tensor.dims[0] for tensor in tensors)

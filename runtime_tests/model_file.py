@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
@@ -70,7 +69,9 @@ def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
             quantization=json.loads(properties["quantization"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise OnnxFileError(f"{path} was not written by ofq-deploy export (metadata lacks {error}); export it again") from error
+        raise OnnxFileError(
+            f"{path} was not written by ofq-deploy export (metadata lacks {error}); export it again"
+        ) from error
     return model, described
 
 
@@ -92,7 +93,9 @@ def taps(model: "onnx.ModelProto") -> list[str]:
 
 def is_tap(name: str) -> bool:
     if name.endswith(".codes"):
-        return not name.endswith((".weight.codes", ".parts.codes", ".context.codes", ".key_shift.codes", ".key_bias.codes"))
+        return not name.endswith(
+            (".weight.codes", ".parts.codes", ".context.codes", ".key_shift.codes", ".key_bias.codes")
+        )
     return name in ("embedding", "logits") or name.endswith((".middle", ".output"))
 
 

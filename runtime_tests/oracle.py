@@ -158,16 +158,14 @@ def integer_product(a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[n
     return total.astype(np.int32)
 
 
-def _affine(linear: Linear, codes: Codes) -> Double:
-    out = integer_product(codes, linear.integers.T) * linear.scale.astype(np.float64)
-    return out if linear.bias is None else out + linear.bias
+def _affine(linear: Linear, codes: Codes, row: Double | float = 1.0) -> Double:
+    """float64 [..., out]; row: the step of each token, where it is not in the scale"""
+    out = integer_product(codes, linear.integers.T) * linear.scale.astype(np.float64) * row
+    return np.asarray(out if linear.bias is None else out + linear.bias, dtype=np.float64)
 
 
 def _linear(frozen: Frozen, name: str, codes: Codes, input_name: str) -> Double:
-    linear, rows = frozen.linear(name), codes.shape[1]
-    out = integer_product(codes, linear.integers.T) * linear.scale.astype(np.float64)
-    out = out * _token_step(frozen.quantizer(input_name), rows)
-    return out if linear.bias is None else out + linear.bias
+    return _affine(frozen.linear(name), codes, _token_step(frozen.quantizer(input_name), codes.shape[1]))
 
 
 def _quantize_linear(frozen: Frozen, name: str, codes: Codes, input_name: str, trace: Trace) -> Codes:

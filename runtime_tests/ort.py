@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def open_session(
-    model: "Path | onnx.ModelProto", threads: int = 0, optimize: bool = True, optimized_path: Path | None = None
+    model: "Path | onnx.ModelProto",
+    threads: int = 0,
+    optimize: bool = True,
+    optimized_path: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
     """A session with all optimizations (or none), the way a deployment opens it.
 

@@ -43,11 +43,19 @@ class FloatParity:
 
 
 def compare_codes(
-    operator: str, ours: NDArray[np.integer], oracle: NDArray[np.integer], units: NDArray[np.float64], tie: float
+    operator: str,
+    ours: NDArray[np.integer],
+    oracle: NDArray[np.integer],
+    units: NDArray[np.float64],
+    tie: float,
 ) -> CodeParity:
     """Compare codes [...] with the oracle's codes [...], which it rounded from units [...]."""
     different = ours != oracle
-    ours, oracle, units = ours[different].astype(np.int64), oracle[different].astype(np.int64), units[different]
+    ours, oracle, units = (
+        ours[different].astype(np.int64),
+        oracle[different].astype(np.int64),
+        units[different],
+    )
     distance = np.abs(units - (np.minimum(ours, oracle) + 0.5))
     distance = np.where(np.abs(ours - oracle) == 1, distance, np.inf)
     worst = float(distance.max()) if distance.size else 0.0
@@ -55,5 +63,5 @@ def compare_codes(
 
 
 def compare_floats(operator: str, ours: NDArray[np.floating], oracle: NDArray[np.float64]) -> FloatParity:
-    largest = float(np.abs(oracle).max())
-    return FloatParity(operator, float(np.abs(ours - oracle).max()) / max(largest, np.finfo(np.float32).tiny))
+    largest = max(float(np.abs(oracle).max()), float(np.finfo(np.float32).tiny))
+    return FloatParity(operator, float(np.abs(ours - oracle).max()) / largest)

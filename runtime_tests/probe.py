@@ -1,4 +1,7 @@
-"""What a fresh process needs to load a model and run it once: `python -m ofq_deploy.runtime_tests.probe MODEL THREADS BATCH`."""
+"""What a fresh process needs to load a model and run it once.
+
+Run as `python -m ofq_deploy.runtime_tests.probe MODEL THREADS BATCH`.
+"""
 
 import json
 import subprocess
@@ -18,7 +21,14 @@ class Cost:
 
 def probe(model: Path, threads: int, batch: int) -> Cost:
     """Measure in a process of its own, so that neither models nor caches share memory."""
-    command = [sys.executable, "-m", "ofq_deploy.runtime_tests.probe", str(model.resolve()), str(threads), str(batch)]
+    command = [
+        sys.executable,
+        "-m",
+        "ofq_deploy.runtime_tests.probe",
+        str(model.resolve()),
+        str(threads),
+        str(batch),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Cost(**json.loads(done.stdout))
 
@@ -26,7 +36,6 @@ def probe(model: Path, threads: int, batch: int) -> Cost:
 def _main(model: Path, threads: int, batch: int) -> None:
     import numpy as np
     import onnxruntime  # noqa: F401  # its import is not the model's cost
-
     from ofq_deploy.runtime_tests.ort import open_session, run_logits
 
     before = _peak_mb()

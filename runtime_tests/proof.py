@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ofq_deploy.frozen import Frozen
 from ofq_deploy.runtime_tests import oracle
 from ofq_deploy.runtime_tests.model_file import FORCED, decoder, open_model, with_forced_taps, with_taps
 from ofq_deploy.runtime_tests.ort import open_session, run_all
@@ -26,6 +24,8 @@ from ofq_deploy.runtime_tests.parity import (
     compare_codes,
     compare_floats,
 )
+
+from ofq_deploy.frozen import Frozen
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -75,7 +75,9 @@ class OperatorProof:
             for r in self.codes
             if r.mismatches
         ]
-        lines += [f"{r.operator}: float output off by {r.error:.2g} of its largest value" for r in self.floats if not r.passed]
+        lines += [
+            f"{r.operator}: float output off by {r.error:.2g} of its largest value" for r in self.floats if not r.passed
+        ]
         if not lines and not self.passed:
             lines.append(f"{self.ties} ties among {self.compared} codes are more than {TIE_SHARE:.2%}")
         return lines
@@ -131,7 +133,11 @@ def _weight_parts(frozen: Frozen, name: str) -> list[str]:
 
 
 def prove_operators(
-    path: Path, frozen: Frozen, images: NDArray[np.float32], fed: Arrays | None, batches: tuple[int, ...] = (1, 3)
+    path: Path,
+    frozen: Frozen,
+    images: NDArray[np.float32],
+    fed: Arrays | None,
+    batches: tuple[int, ...] = (1, 3),
 ) -> list[OperatorProof]:
     """Feed every operator of the file, and of the oracle, the same codes; compare what comes out.
 
@@ -153,7 +159,9 @@ def prove_operators(
         else:
             given = {name: value[chosen] for name, value in fed.items()}
         expected = oracle.run(frozen, batch, given)
-        feeds = {_tap(name): _to_graph(frozen, name, value, dtypes) for name, value in given.items() if name != "logits"}
+        feeds = {
+            _tap(name): _to_graph(frozen, name, value, dtypes) for name, value in given.items() if name != "logits"
+        }
         session = session or open_session(with_forced_taps(model, feeds))
         outputs = run_all(session, {"image": batch, **{name + FORCED: value for name, value in feeds.items()}})
         ours.append(_compare("ort-cpu", frozen, outputs, expected, RUNTIME_TIE))

@@ -4,12 +4,9 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from ofq_deploy.errors import ModelError
-from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.layers import (
     EDGE_BITS,
     QkAttention,
@@ -19,6 +16,10 @@ from ofq_deploy.train.layers import (
     weight_quantizer,
 )
 from ofq_deploy.train.quantizers import LsqQuantizer, LsqWeight, StatsQ
+from torch import Tensor, nn
+
+from ofq_deploy.errors import ModelError
+from ofq_deploy.recipe import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Replacement:
     now: str
 
 
-def convert(model: nn.Module, config: Quantization, reference_batch: int = 1) -> tuple[nn.Module, list[Replacement]]:
+def convert(model: Any, config: Quantization, reference_batch: int = 1) -> tuple[nn.Module, list[Replacement]]:
     """A quantized copy of a timm VisionTransformer (distilled or not), and what was replaced in it.
 
     Pretrained weights, biases and tokens are carried over, the query bias under QKR as the scores' key term.
@@ -56,7 +57,13 @@ def convert(model: nn.Module, config: Quantization, reference_batch: int = 1) ->
         head = getattr(model, name)
         shift = (head.in_features,) if config.shifts else None
         quantizer = LsqQuantizer(
-            EDGE_BITS, "signed", (1,), head.in_features, before=shift, after=shift, reference_batch=reference_batch
+            EDGE_BITS,
+            "signed",
+            (1,),
+            head.in_features,
+            before=shift,
+            after=shift,
+            reference_batch=reference_batch,
         )
         setattr(model, name, QuantLinear(head, LsqWeight(EDGE_BITS, head.weight), quantizer))
     after = {path: type(module).__name__ for path, module in model.named_modules()}
@@ -64,12 +71,12 @@ def convert(model: nn.Module, config: Quantization, reference_batch: int = 1) ->
     return model, replaced
 
 
-def head_names(model: nn.Module) -> tuple[str, ...]:
+def head_names(model: Any) -> tuple[str, ...]:
     """The classifiers: one, or class and distillation head; their mean is the output."""
     return ("head", "head_dist") if hasattr(model, "head_dist") else ("head",)
 
 
-def check_supported(model: nn.Module) -> None:
+def check_supported(model: Any) -> None:
     """Raise ModelError unless the network is exactly the pre-norm ViT that the quantized form computes."""
     from timm.models.vision_transformer import VisionTransformer
 
@@ -98,7 +105,7 @@ def check_supported(model: nn.Module) -> None:
         raise ModelError(f"this {type(model).__name__} cannot be converted: it has {'; '.join(wrong[:4])}")
 
 
-def _block_faults(block: nn.Module) -> Iterator[str]:
+def _block_faults(block: Any) -> Iterator[str]:
     attention, mlp = block.attn, block.mlp
     if not hasattr(attention, "qkv"):
         yield f"attention {type(attention).__name__}"
@@ -122,13 +129,13 @@ def _block_faults(block: nn.Module) -> Iterator[str]:
         yield "dropout"
 
 
-def activation_quantizers(model: nn.Module) -> dict[str, LsqQuantizer]:
+def activation_quantizers(model: Any) -> dict[str, LsqQuantizer]:
     """Every activation quantizer by its path, in the order of the modules."""
     return {path: module for path, module in model.named_modules() if isinstance(module, LsqQuantizer)}
 
 
 @contextmanager
-def quantizers_off(model: nn.Module) -> Iterator[None]:
+def quantizers_off(model: Any) -> Iterator[None]:
     """Within the block the converted model computes in float, shifts included."""
     modules = [module for module in model.modules() if isinstance(module, (LsqQuantizer, LsqWeight, StatsQ))]
     try:
@@ -141,7 +148,7 @@ def quantizers_off(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, images: Tensor) -> None:
+def calibrate(model: Any, images: Tensor) -> None:
     """Set every activation step from one pass over `images` [batch, channels, height, width], front to back.
 
     Each quantizer sees inputs that the quantizers before it have already quantized. Which images these are is

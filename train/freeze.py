@@ -10,22 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ofq_deploy.train.convert import activation_quantizers, head_names
+from ofq_deploy.train.layers import QkrAttention, QuantLinear
+from ofq_deploy.train.quantizers import STEP_FLOOR, Coded, LsqQuantizer
 from torch import nn
 
 from ofq_deploy.errors import ModelError
 from ofq_deploy.frozen import Architecture, Frozen
 from ofq_deploy.images import Preprocessing
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.train.convert import activation_quantizers, head_names
-from ofq_deploy.train.layers import QkrAttention, QuantLinear
-from ofq_deploy.train.quantizers import STEP_FLOOR, Coded, LsqQuantizer
 
 Double = NDArray[np.float64]
 
 
-def freeze(
-    model: nn.Module, config: Quantization, preprocessing: Preprocessing, labels: tuple[str, ...]
-) -> Frozen:
+def freeze(model: Any, config: Quantization, preprocessing: Preprocessing, labels: tuple[str, ...]) -> Frozen:
     """The frozen form of a converted, calibrated model (see docs/architecture.md for every array).
 
     Raises ModelError when an activation quantizer has no steps yet, or a number is not finite.
@@ -120,7 +118,7 @@ def _bias(layer: QuantLinear, coded: Coded, after: torch.Tensor | None) -> Doubl
     return own if after is None else own + _weight(coded) @ _double(after)
 
 
-def _freeze_stem(writer: _Writer, model: nn.Module) -> None:
+def _freeze_stem(writer: _Writer, model: Any) -> None:
     layer = model.patch_embed.proj
     image = layer.input
     coded = layer.weight_quant.coded(layer.weight.flatten(1))
@@ -148,7 +146,7 @@ def _freeze_norm(writer: _Writer, name: str, norm: nn.LayerNorm, before: torch.T
     writer.put(f"{name}.bias", _double(norm.bias) + _shift(before))
 
 
-def _freeze_block(writer: _Writer, block: nn.Module, name: str) -> None:
+def _freeze_block(writer: _Writer, block: Any, name: str) -> None:
     attn, mlp = block.attn, block.mlp
     _freeze_norm(writer, f"{name}.norm1", block.norm1, attn.input.before)
     x_step = _step(attn.input).reshape(-1)
@@ -178,7 +176,8 @@ def _freeze_value(
     writer: _Writer, name: str, coded: Coded, bits: int, bias: Double, quantizer: LsqQuantizer, x_step: Double
 ) -> None:
     """A linear whose output goes straight to a quantizer: the shift before it joins the bias, and a step that is
-    constant over the tokens divides scale and bias."""
+    constant over the tokens divides scale and bias.
+    """
     step = _step(quantizer)
     per_token = quantizer.step.ndim > 1
     divisor = np.ones(1) if per_token else step
@@ -206,7 +205,7 @@ def _freeze_qkr(writer: _Writer, attn: QkrAttention, name: str, x_step: Double) 
         writer.put(f"{name}.scores.key_bias", attn.scale * _scalar(x_step) * _double(attn.key_bias))
 
 
-def _freeze_qk(writer: _Writer, attn: nn.Module, name: str, x_step: Double) -> None:
+def _freeze_qk(writer: _Writer, attn: Any, name: str, x_step: Double) -> None:
     coded = attn.qkv.weight_quant.coded(attn.qkv.weight)
     bias = _bias(attn.qkv, coded, attn.input.after)
     for index, part in enumerate("qkv"):
@@ -220,7 +219,7 @@ def _freeze_qk(writer: _Writer, attn: nn.Module, name: str, x_step: Double) -> N
         writer.put(f"{name}.scores.key_shift", attn.scale * _scalar(k_step) * _double(attn.q.after)[:, 0])
 
 
-def _freeze_context(writer: _Writer, attn: nn.Module, name: str) -> None:
+def _freeze_context(writer: _Writer, attn: Any, name: str) -> None:
     p_step = _step(attn.softmax).reshape(-1)
     writer.quantizer(f"{name}.softmax", attn.softmax, p_step)
     writer.put(f"{name}.context.scale", _scalar(p_step) * _step(attn.v))

@@ -1,13 +1,13 @@
 """Quantized forms of the layers of a vision transformer. Submodule names are the frozen file's names."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from ofq_deploy.train.quantizers import LsqQuantizer, LsqWeight, StatsQ
 from torch import Tensor, nn
 
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.train.quantizers import LsqQuantizer, LsqWeight, StatsQ
 
 EDGE_BITS = 8  # of the patch embedding and the heads, whatever the rest has
 
@@ -66,14 +66,20 @@ class QuantPatchEmbedding(nn.Module):
 class _Attention(nn.Module):
     """What both forms share: the activation quantizers on either side of the softmax, and the projection."""
 
-    def __init__(self, source: nn.Module, tokens: int, config: Quantization, batch: int) -> None:
+    def __init__(self, source: Any, tokens: int, config: Quantization, batch: int) -> None:
         super().__init__()
         self.heads, self.head_dim, self.scale = source.num_heads, source.head_dim, source.scale
         self.dim, self.tokens, self.config, self.batch = self.heads * self.head_dim, tokens, config, batch
         self.input = self.per_token((tokens, 1), self.dim, shifts=((self.dim,), (self.dim,)))
         channels = (self.dim,) if config.shifts else None
         self.v = LsqQuantizer(
-            config.act_bits, "signed", (self.dim,), tokens, before=channels, after=channels, reference_batch=batch
+            config.act_bits,
+            "signed",
+            (self.dim,),
+            tokens,
+            before=channels,
+            after=channels,
+            reference_batch=batch,
         )
         self.softmax = self.per_token((tokens, 1), self.heads * tokens, grid="unsigned")
         proj = self.per_token((tokens, 1), self.dim, shifts=((self.dim,), (self.dim,)))
@@ -93,7 +99,13 @@ class _Attention(nn.Module):
             step_shape, elements = (1,), elements * steps
         before, after = shifts if self.config.shifts else (None, None)
         return LsqQuantizer(
-            self.config.act_bits, grid, step_shape, elements, before=before, after=after, reference_batch=self.batch
+            self.config.act_bits,
+            grid,
+            step_shape,
+            elements,
+            before=before,
+            after=after,
+            reference_batch=self.batch,
         )
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -122,7 +134,7 @@ class QkAttention(_Attention):
     A shift after k only adds a term that is constant over the keys, which the softmax cancels: there is none.
     """
 
-    def __init__(self, source: nn.Module, tokens: int, config: Quantization, batch: int) -> None:
+    def __init__(self, source: Any, tokens: int, config: Quantization, batch: int) -> None:
         super().__init__(source, tokens, config, batch)
         self.qkv = QuantLinear(source.qkv, weight_quantizer(config, source.qkv.weight), None)
         per_head = (self.heads, 1, self.head_dim)
@@ -143,20 +155,20 @@ class QkrAttention(_Attention):
     bias terms are constant over the keys). A shift after z would be, too: there is none.
     """
 
-    def __init__(self, source: nn.Module, tokens: int, config: Quantization, batch: int) -> None:
+    def __init__(self, source: Any, tokens: int, config: Quantization, batch: int) -> None:
         super().__init__(source, tokens, config, batch)
         query, key, value = source.qkv.weight.detach().chunk(3)
         self.query, self.key = nn.Parameter(query.clone()), nn.Parameter(key.clone())
-        self.value = nn.Linear(self.dim, self.dim, bias=source.qkv.bias is not None)
-        self.value.weight = nn.Parameter(value.clone())
+        linear = nn.Linear(self.dim, self.dim, bias=source.qkv.bias is not None)
+        linear.weight = nn.Parameter(value.clone())
         if source.qkv.bias is None:
             self.register_parameter("key_bias", None)
         else:
             query_bias, _, value_bias = source.qkv.bias.detach().chunk(3)
-            self.value.bias = nn.Parameter(value_bias.clone())
+            linear.bias = nn.Parameter(value_bias.clone())
             by_head = query_bias.view(self.heads, self.head_dim, 1)
             self.key_bias = nn.Parameter((key.view(self.heads, self.head_dim, -1) * by_head).sum(1))
-        self.value = QuantLinear(self.value, weight_quantizer(config, value), None)
+        self.value = QuantLinear(linear, weight_quantizer(config, value), None)
         self.product_quant = weight_quantizer(config, self.product().detach())
         self.z = self.per_token((tokens, self.heads, 1), self.dim, shifts=((self.heads, self.dim), None))
 

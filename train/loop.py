@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ofq_deploy.train.augment import augment, learning_rate
+from ofq_deploy.train.cga import annealed_step, start_annealing
+from ofq_deploy.train.convert import calibrate, convert
 from torch import Tensor, nn
 
 from ofq_deploy.datasets import Dataset, Split
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Recipe
-from ofq_deploy.train.augment import augment, learning_rate
-from ofq_deploy.train.cga import annealed_step, start_annealing
-from ofq_deploy.train.convert import calibrate, convert
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CALIBRATION_SEED = 7919
@@ -33,11 +33,11 @@ class Phase:
     boundary_range: float | None = None  # anneal: only weights this near to a threshold move
 
 
-def train_teacher(model: nn.Module, recipe: Recipe, data: Dataset, metrics: Path, device: str, report: Reporter) -> None:
+def train_teacher(model: Any, recipe: Recipe, data: Dataset, metrics: Path, device: str, report: Reporter) -> None:
     """Train the float model in place: cross-entropy with label smoothing, averaged over its heads."""
     config = recipe.teacher
 
-    def loss(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    def loss(model: Any, images: Tensor, classes: Tensor) -> Tensor:
         heads = head_logits(model, images)
         losses = [F.cross_entropy(logits, classes, label_smoothing=config.label_smoothing) for logits in heads]
         return torch.stack(losses).mean()
@@ -49,7 +49,7 @@ def train_teacher(model: nn.Module, recipe: Recipe, data: Dataset, metrics: Path
 
 
 def train_student(
-    teacher: nn.Module, recipe: Recipe, data: Dataset, metrics: Path, device: str, report: Reporter
+    teacher: Any, recipe: Recipe, data: Dataset, metrics: Path, device: str, report: Reporter
 ) -> nn.Module:
     """The quantized student: converted from the teacher, calibrated, trained, then annealed by confidence.
 
@@ -63,7 +63,7 @@ def train_student(
     calibrate(student.to(device), images.to(device))
     teacher = teacher.to(device).eval()
 
-    def loss(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    def loss(model: Any, images: Tensor, classes: Tensor) -> Tensor:
         with torch.no_grad():
             target = head_logits(teacher, images)[0].softmax(-1)
         heads = head_logits(model, images)
@@ -79,7 +79,7 @@ def train_student(
     return student
 
 
-def head_logits(model: nn.Module, images: Tensor) -> list[Tensor]:
+def head_logits(model: Any, images: Tensor) -> list[Tensor]:
     """Logits [batch, classes] of the class head and, where there is one, of the distillation head."""
     tokens = model.forward_features(images)
     heads = [model.head, *([model.head_dist] if hasattr(model, "head_dist") else [])]
@@ -87,7 +87,7 @@ def head_logits(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def top1(model: nn.Module, split: Split, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
+def top1(model: Any, split: Split, device: str = "cpu", dtype: torch.dtype = torch.float32) -> float:
     """Share of the images whose highest logit is their class, in percent."""
     model.eval()
     hits = 0
@@ -97,9 +97,10 @@ def top1(model: nn.Module, split: Split, device: str = "cpu", dtype: torch.dtype
     return 100 * hits / len(split)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Weight matrices decay; biases, norms, tokens, positions, steps and shifts do not."""
-    decayed, rest = [], []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim > 1 and name.rsplit(".", 1)[-1] in ("weight", "query", "key")
         (decayed if is_matrix else rest).append(parameter)
@@ -107,7 +108,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _train(
-    model: nn.Module,
+    model: Any,
     recipe: Recipe,
     data: Dataset,
     phases: list[Phase],

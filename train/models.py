@@ -1,6 +1,7 @@
 """The float models that recipes name, and their weights on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors import SafetensorError
@@ -37,7 +38,7 @@ def build_model(config: Model, channels: int, classes: int) -> nn.Module:
         raise ModelError(f"model {config.name!r} cannot be built: {error}") from error
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: Any, path: Path) -> None:
     """Load a safetensors file whose tensors are exactly the model's; nothing is unpickled.
 
     Raises ModelError for a file that is cut, or naming keys that are missing, unknown or of another shape.

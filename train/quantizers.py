@@ -56,7 +56,7 @@ class LsqFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         step: Tensor,
@@ -73,7 +73,7 @@ class LsqFunction(torch.autograd.Function):
         return value if after is None else value.add_(after)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, step, before = ctx.saved_tensors
         low, high, gradient_scale, after_shape = ctx.settings
         floored = step.clamp_min(STEP_FLOOR)
@@ -175,7 +175,7 @@ class StatsQFunction(torch.autograd.Function):
     """StatsQ's value; the gradient passes to every weight, or only near a threshold when a range is given."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: int, boundary_range: float | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, bits: int, boundary_range: float | None) -> Tensor:
         ctx.bits, ctx.boundary_range = bits, boundary_range
         if boundary_range is not None:
             ctx.save_for_backward(weight)
@@ -183,7 +183,7 @@ class StatsQFunction(torch.autograd.Function):
         return (codes * 2 + 1).to(weight.dtype) * step.to(weight.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         if ctx.boundary_range is not None:
             grad = grad * near_threshold(statsq_units(ctx.saved_tensors[0], ctx.bits)[0], ctx.bits, ctx.boundary_range)
         return grad, None, None

@@ -1,16 +1,18 @@
 """The trained model of a run folder, and what torch predicts with it."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from ofq_deploy.train.convert import convert
+from ofq_deploy.train.models import build_model, load_weights
 from torch import nn
 
 from ofq_deploy.datasets import Split
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs import Run
-from ofq_deploy.train.convert import convert
-from ofq_deploy.train.models import build_model, load_weights
 
 
 def load_student(run: Run, frozen: Frozen) -> nn.Module:
@@ -24,7 +26,7 @@ def load_student(run: Run, frozen: Frozen) -> nn.Module:
 
 @torch.no_grad()
 def predict_classes(
-    model: nn.Module, split: Split, dtype: torch.dtype, report: Reporter, batch: int = 32
+    model: Any, split: Split, dtype: torch.dtype, report: Reporter, batch: int = 32
 ) -> NDArray[np.int64]:
     """int64 [images]: the class of the highest logit, computed in float32 or float64."""
     model = model.to(dtype).eval()

@@ -6,15 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
 from ofq_deploy.train.convert import activation_quantizers
 from ofq_deploy.train.quantizers import LsqQuantizer
+from torch import Tensor, nn
 
 
 @torch.no_grad()
 def witness(
-    model: nn.Module, images: NDArray[np.float32], dtype: torch.dtype = torch.float32
+    model: Any, images: NDArray[np.float32], dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Codes and residual floats of a converted model in evaluation mode, by tap name.
 

@@ -1,0 +1,39 @@
+"""Run mypy over the packages as they are imported.
+
+mypy cannot follow the mapping of train/, export/ and runtime_tests/ into the package (nor an import hook), so it
+sees a folder of links laid out as a wheel would be. Editors can use build/typecheck as a search path.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FARM = ROOT / "build" / "typecheck"
+
+
+def main() -> int:
+    shutil.rmtree(FARM, ignore_errors=True)
+    package = FARM / "ofq_deploy"
+    package.mkdir(parents=True)
+    for item in (ROOT / "ofq_deploy").iterdir():
+        if item.name != "__pycache__":
+            (package / item.name).symlink_to(item)
+    for name in ("train", "export", "runtime_tests"):
+        (package / name).symlink_to(ROOT / name)
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        str(ROOT / "pyproject.toml"),
+        "-p",
+        "ofq_deploy",
+    ]
+    return subprocess.call(command, cwd=FARM, env={**os.environ, "MYPYPATH": str(FARM)})
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -104,7 +104,7 @@ def train(
             write_manifest(folder, chosen.name, results)
     finally:
         torch.set_num_threads(threads)
-    report.say(f"{path}: test top-1 {results['test_top1']:.2f} % (float {results['teacher_test_top1']:.2f} %)")
+    report.say(f"{chosen.name}: test top-1 {results['test_top1']:.2f} % (float {results['teacher_test_top1']:.2f} %)")
     return path
 
 
@@ -184,7 +184,7 @@ def validate(
         student = load_student(source, frozen)
         codes, floats = witness(student, batch)
         fed = {**codes, **floats}
-    report.say(f"proving {model.path} operator by operator on {len(batch)} images")
+    report.say(f"proving {model.path.name} operator by operator on {len(batch)} images")
     operators = prove_operators(model.path, frozen, batch, fed)
     free = prove_free_run(model.path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))))
     accuracy = measure_accuracy(model.path, test, report)

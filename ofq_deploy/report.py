@@ -162,7 +162,7 @@ def _charts(summary: dict[str, Any]) -> str:
     labels = ["float", *(f"W{m['weight_bits']}A{m['act_bits']}" for m in summary["models"])]
     errors = [100 - summary["float_top1"], *(100 - m["top1_runtime"] for m in summary["models"])]
     sizes = [summary["float_file_bytes"] / 1000, *(m["file_bytes"] / 1000 for m in summary["models"])]
-    style = {
+    style: Any = {
         "svg.hashsalt": "ofq-deploy",
         "svg.fonttype": "none",
         "font.family": "sans-serif",

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.network import metadata
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ofq_deploy.errors import ModelError
+from ofq_deploy.export.builder import Builder
+from ofq_deploy.export.network import metadata
 from ofq_deploy.frozen import Frozen
 
 OPSET = 20

@@ -12,11 +12,11 @@ from dataclasses import asdict
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.targets import Target, zero_point
-
-from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu

@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from ofq_deploy.export.builder import Builder
 
+from ofq_deploy.export.builder import Builder
 from ofq_deploy.frozen import Linear
 
 Storage = Literal["INT2", "INT4", "planes", "INT8"]

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
 from ofq_deploy.export.builder import CONTRIB, Builder
 
 Floats = NDArray[np.float32]

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ofq_deploy.errors import FrozenFileError
+from ofq_deploy.errors import FrozenFileError, OfqError
 from ofq_deploy.files import replacing
-from ofq_deploy.grids import Grid, code_range
+from ofq_deploy.grids import MAX_BITS, MIN_BITS, Grid, code_range
 from ofq_deploy.images import Preprocessing
 from ofq_deploy.recipe import Quantization
 
@@ -36,6 +36,7 @@ class Architecture:
     hidden: int
     classes: int
     prefix: int  # tokens that the heads read: 1, or 2 with distillation
+    key_bias: bool  # under QKR: the query bias lives on as a key term
     epsilon: float  # of every LayerNorm
 
     @property
@@ -174,10 +175,11 @@ def load_frozen(path: str | Path) -> Frozen:
     try:
         header = json.loads(metadata["ofq_deploy"])
         version = header.pop("format")
-        if version != FORMAT:
-            raise FrozenFileError(
-                f"{path} has frozen format {version}, this version reads {FORMAT}; freeze the run again"
-            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FrozenFileError(f"{path} has no ofq_deploy header ({error!r}); freeze the run again") from error
+    if version != FORMAT:
+        raise FrozenFileError(f"{path} has frozen format {version}, this version reads {FORMAT}; freeze the run again")
+    try:
         how = header["preprocessing"]
         frozen = Frozen(
             architecture=Architecture(**header["architecture"]),
@@ -188,13 +190,14 @@ def load_frozen(path: str | Path) -> Frozen:
             linears=header["linears"],
             arrays=arrays,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OfqError) as error:
         raise FrozenFileError(f"{path} has no valid ofq_deploy header ({error!r}); freeze the run again") from error
     _check(frozen, str(path))
     return frozen
 
 
 def _check(frozen: Frozen, path: str) -> None:
+    _check_header(frozen, path)
     shapes = _shapes(frozen)
     missing = sorted(name for name, (_, needed) in shapes.items() if needed and name not in frozen.arrays)
     unknown = sorted(set(frozen.arrays) - set(shapes))
@@ -220,6 +223,39 @@ def _check(frozen: Frozen, path: str) -> None:
             raise FrozenFileError(f"{path}: {name}.weight.codes leave the range {low}..{high}; freeze the run again")
 
 
+def _check_header(frozen: Frozen, path: str) -> None:
+    """Sizes that fit together, and the quantizers and linears that the architecture calls for."""
+    a = frozen.architecture
+    sizes = (a.image_size, a.channels, a.patch_size, a.dim, a.depth, a.heads, a.hidden, a.classes)
+    whole = all(type(size) is int and size > 0 for size in sizes) and a.prefix in (1, 2) and a.epsilon > 0
+    if not whole or a.image_size % a.patch_size or a.dim % a.heads or len(frozen.labels) != a.classes:
+        raise FrozenFileError(f"{path}: the architecture's sizes do not fit together ({a}); freeze the run again")
+    projections = ("z", "v") if frozen.quantization.attention == "qkr" else ("q", "k", "v")
+    linears, quantizers = {"patch_embed", *frozen.heads}, {"patch_embed.input", *(f"{h}.input" for h in frozen.heads)}
+    for block in frozen.blocks:
+        layers = {f"{block}.attn.proj", f"{block}.mlp.fc1", f"{block}.mlp.fc2"}
+        coded = {f"{block}.attn.{name}" for name in projections}
+        linears |= layers | coded
+        quantizers |= coded | {f"{name}.input" for name in layers} | {f"{block}.attn.input", f"{block}.attn.softmax"}
+    for kind, wanted, found in (
+        ("linears", linears, set(frozen.linears)),
+        ("quantizers", quantizers, set(frozen.quantizers)),
+    ):
+        wrong = sorted(wanted ^ found)
+        if wrong:
+            raise FrozenFileError(
+                f"{path}: the header's {kind} lack or add {', '.join(wrong[:3])}; freeze the run again"
+            )
+    entries = [(name, entry, ("half", "signed"), {"grid", "bits"}) for name, entry in frozen.linears.items()]
+    entries += [
+        (name, entry, ("signed", "unsigned"), {"grid", "bits", "folded"}) for name, entry in frozen.quantizers.items()
+    ]
+    for name, entry, grids, keys in entries:
+        good = set(entry) == keys and entry["grid"] in grids and entry["bits"] in range(MIN_BITS, MAX_BITS + 1)
+        if not good or type(entry.get("folded", False)) is not bool:
+            raise FrozenFileError(f"{path}: the header's entry of {name} is {entry}; freeze the run again")
+
+
 def _shapes(frozen: Frozen) -> dict[str, tuple[list[tuple[int, ...]], bool]]:
     """Every array that the header calls for: its allowed shapes, and whether it must be there."""
     a, qkr = frozen.architecture, frozen.quantization.attention == "qkr"
@@ -236,7 +272,7 @@ def _shapes(frozen: Frozen) -> dict[str, tuple[list[tuple[int, ...]], bool]]:
         shapes[f"{name}.weight.codes"] = ([(out, into)], True)
         shapes[f"{name}.weight.step"] = ([(out,)], True)
         shapes[f"{name}.scale"] = ([(out,)], True)
-        shapes[f"{name}.bias"] = ([(out,)], False)
+        shapes[f"{name}.bias"] = ([(out,)], True)
 
     def add_step(name: str, *others: tuple[int, ...]) -> None:
         shapes[f"{name}.step"] = ([(1,), *others], True)
@@ -258,7 +294,8 @@ def _shapes(frozen: Frozen) -> dict[str, tuple[list[tuple[int, ...]], bool]]:
         if qkr:
             add_linear(f"{attn}.z", a.heads * a.dim, a.dim)
             add_step(f"{attn}.z", (a.tokens, a.heads))
-            shapes[f"{attn}.scores.key_bias"] = ([(a.heads, a.dim)], False)
+            if a.key_bias:
+                shapes[f"{attn}.scores.key_bias"] = ([(a.heads, a.dim)], True)
         keys = (1, a.dim) if qkr else (a.heads, a.head_dim)
         shapes[f"{attn}.scores.scale"] = ([(1,), (a.tokens,), (a.tokens, a.heads)], True)
         shapes[f"{attn}.scores.key_shift"] = ([keys], shifts)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
 
 from ofq_deploy.datasets import Split
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runtime_tests.ort import open_session, run_logits
 
 
 @dataclass(frozen=True, slots=True)

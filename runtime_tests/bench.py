@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.executed import executed_operators
 from ofq_deploy.runtime_tests.ort import open_session, run_logits
 from ofq_deploy.runtime_tests.probe import probe
-
-from ofq_deploy.progress import Reporter
 
 WARM_UP = 5
 

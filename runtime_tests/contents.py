@@ -3,9 +3,8 @@
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.runtime_tests.model_file import ModelFile
-
 from ofq_deploy.frozen import Frozen
+from ofq_deploy.runtime_tests.model_file import ModelFile
 
 if TYPE_CHECKING:
     import onnx

@@ -36,6 +36,7 @@ def probe(model: Path, threads: int, batch: int) -> Cost:
 def _main(model: Path, threads: int, batch: int) -> None:
     import numpy as np
     import onnxruntime  # noqa: F401  # its import is not the model's cost
+
     from ofq_deploy.runtime_tests.ort import open_session, run_logits
 
     before = _peak_mb()

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ofq_deploy.frozen import Frozen
 from ofq_deploy.runtime_tests import oracle
 from ofq_deploy.runtime_tests.model_file import FORCED, decoder, open_model, with_forced_taps, with_taps
 from ofq_deploy.runtime_tests.ort import open_session, run_all
@@ -24,8 +26,6 @@ from ofq_deploy.runtime_tests.parity import (
     compare_codes,
     compare_floats,
 )
-
-from ofq_deploy.frozen import Frozen
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -162,7 +162,7 @@ def prove_operators(
         feeds = {
             _tap(name): _to_graph(frozen, name, value, dtypes) for name, value in given.items() if name != "logits"
         }
-        session = session or open_session(with_forced_taps(model, feeds))
+        session = session or open_session(with_forced_taps(model, feeds), threads=1)
         outputs = run_all(session, {"image": batch, **{name + FORCED: value for name, value in feeds.items()}})
         ours.append(_compare("ort-cpu", frozen, outputs, expected, RUNTIME_TIE))
         if fed is not None:
@@ -174,7 +174,7 @@ def prove_free_run(path: Path, frozen: Frozen, images: NDArray[np.float32], batc
     """Run all images freely in ONNX Runtime, with and without its optimizer, and in the oracle."""
     model, _ = open_model(path)
     tapped = with_taps(model)
-    optimized, plain = open_session(tapped), open_session(tapped, optimize=False)
+    optimized, plain = open_session(tapped, threads=1), open_session(tapped, threads=1, optimize=False)
     divergences: list[Divergence] = []
     different = compared = 0
     for chosen in _cut(len(images), (batch,)):

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from ofq_deploy.train.layers import QkrAttention, QuantLinear
-from ofq_deploy.train.quantizers import LsqWeight, StatsQ
 from torch import Tensor
 
 from ofq_deploy.recipe import Annealing
+from ofq_deploy.train.layers import QkrAttention, QuantLinear
+from ofq_deploy.train.quantizers import LsqWeight, StatsQ
 
 
 def annealed_layers(model: Any) -> Iterator[QuantLinear]:

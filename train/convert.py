@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from ofq_deploy.errors import ModelError
+from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.layers import (
     EDGE_BITS,
     QkAttention,
@@ -16,10 +20,6 @@ from ofq_deploy.train.layers import (
     weight_quantizer,
 )
 from ofq_deploy.train.quantizers import LsqQuantizer, LsqWeight, StatsQ
-from torch import Tensor, nn
-
-from ofq_deploy.errors import ModelError
-from ofq_deploy.recipe import Quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,14 @@ def check_supported(model: Any) -> None:
 
     if not isinstance(model, VisionTransformer):
         raise ModelError(f"{type(model).__name__} is no timm VisionTransformer; only ViT and DeiT can be converted")
+    patches = model.patch_embed
     wrong = [
         text
         for text, is_wrong in {
+            f"images of {patches.img_size}, which are not square": len(set(patches.img_size)) != 1,
+            f"patches of {patches.patch_size}, which are not square": len(set(patches.patch_size)) != 1,
+            "patch dropout": not isinstance(model.patch_drop, nn.Identity),
+            "dropout": model.pos_drop.p > 0 or model.head_drop.p > 0,
             f"pooling {model.global_pool!r}": model.global_pool != "token",
             "no class token": model.cls_token is None,
             "register tokens": model.reg_token is not None,
@@ -94,8 +99,8 @@ def check_supported(model: Any) -> None:
             "attention pooling": model.attn_pool is not None,
             "a norm before the blocks": not isinstance(model.norm_pre, nn.Identity),
             "a norm after pooling": not isinstance(model.fc_norm, nn.Identity),
-            "a norm in the patch embedding": not isinstance(model.patch_embed.norm, nn.Identity),
-            "no final LayerNorm": type(model.norm).__bases__ and not isinstance(model.norm, nn.LayerNorm),
+            "a norm in the patch embedding": not isinstance(patches.norm, nn.Identity),
+            "no final LayerNorm": not isinstance(model.norm, nn.LayerNorm),
             "no classifier": not isinstance(model.head, nn.Linear),
             **{f"blocks.{i}: {text}": True for i, block in enumerate(model.blocks) for text in _block_faults(block)},
         }.items()
@@ -106,9 +111,12 @@ def check_supported(model: Any) -> None:
 
 
 def _block_faults(block: Any) -> Iterator[str]:
+    if type(block).__name__ != "Block":
+        yield f"a {type(block).__name__}"
+        return
     attention, mlp = block.attn, block.mlp
-    if not hasattr(attention, "qkv"):
-        yield f"attention {type(attention).__name__}"
+    if not hasattr(attention, "qkv") or type(mlp).__name__ != "Mlp":
+        yield f"attention {type(attention).__name__} with {type(mlp).__name__}"
         return
     dropped = [attention.attn_drop.p, attention.proj_drop.p, mlp.drop1.p, mlp.drop2.p]
     for part in ("ls1", "ls2", "drop_path1", "drop_path2"):

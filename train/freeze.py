@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ofq_deploy.train.convert import activation_quantizers, head_names
-from ofq_deploy.train.layers import QkrAttention, QuantLinear
-from ofq_deploy.train.quantizers import STEP_FLOOR, Coded, LsqQuantizer
 from torch import nn
 
 from ofq_deploy.errors import ModelError
 from ofq_deploy.frozen import Architecture, Frozen
 from ofq_deploy.images import Preprocessing
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.train.convert import activation_quantizers, head_names
+from ofq_deploy.train.layers import QkrAttention, QuantLinear
+from ofq_deploy.train.quantizers import STEP_FLOOR, Coded, LsqQuantizer
 
 Double = NDArray[np.float64]
 
@@ -54,6 +54,7 @@ def freeze(model: Any, config: Quantization, preprocessing: Preprocessing, label
         hidden=block.mlp.fc1.weight.shape[0],
         classes=model.head.weight.shape[0],
         prefix=len(names),
+        key_bias=getattr(block.attn, "key_bias", None) is not None,
         epsilon=float(model.norm.eps),
     )
     return Frozen(architecture, config, preprocessing, labels, writer.quantizers, writer.linears, writer.arrays)

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from ofq_deploy.train.quantizers import LsqQuantizer, LsqWeight, StatsQ
 from torch import Tensor, nn
 
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.train.quantizers import LsqQuantizer, LsqWeight, StatsQ
 
 EDGE_BITS = 8  # of the patch embedding and the heads, whatever the rest has
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ofq_deploy.train.augment import augment, learning_rate
-from ofq_deploy.train.cga import annealed_step, start_annealing
-from ofq_deploy.train.convert import calibrate, convert
 from torch import Tensor, nn
 
 from ofq_deploy.datasets import Dataset, Split
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Recipe
+from ofq_deploy.train.augment import augment, learning_rate
+from ofq_deploy.train.cga import annealed_step, start_annealing
+from ofq_deploy.train.convert import calibrate, convert
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CALIBRATION_SEED = 7919

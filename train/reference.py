@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ofq_deploy.train.convert import convert
-from ofq_deploy.train.models import build_model, load_weights
 from torch import nn
 
 from ofq_deploy.datasets import Split
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs import Run
+from ofq_deploy.train.convert import convert
+from ofq_deploy.train.models import build_model, load_weights
 
 
 def load_student(run: Run, frozen: Frozen) -> nn.Module:

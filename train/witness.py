@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from ofq_deploy.train.convert import activation_quantizers
 from ofq_deploy.train.quantizers import LsqQuantizer
-from torch import Tensor, nn
 
 
 @torch.no_grad()

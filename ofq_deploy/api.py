@@ -421,6 +421,8 @@ def _check_trainable(recipe: Recipe) -> None:
     for key, value in least.items():
         if value < 1:
             raise RecipeError(f"recipe key {key!r} is {value}; it takes a number from 1 up")
+    if recipe.cga.enabled and recipe.cga.qk == "mask" and recipe.quantization.weights != "statsq":
+        raise RecipeError("recipe key 'cga.qk' is 'mask', which needs quantization.weights = 'statsq'")
     if recipe.train.epochs < 1 and not recipe.cga.enabled:
         raise RecipeError("recipe key 'train.epochs' is 0 and annealing is off: nothing would train")
 

@@ -14,7 +14,8 @@ th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(-
 th:first-child, td:first-child { text-align: left; }
 .wide { overflow-x: auto; } .good { color: var(--good); } .bad { color: var(--bad); }
 .verdict { font-size: 1.1rem; padding: .8rem 1rem; background: var(--soft); border-radius: .5rem; }
-svg { max-width: 100%; height: auto; } details > summary { cursor: pointer; } code { background: var(--soft); }
+svg { max-width: 100%; height: auto; } details > summary { cursor: pointer; }
+details { margin: .5rem 0; } code { background: var(--soft); }
 """
 
 
@@ -22,10 +23,8 @@ def render(summary: dict[str, Any], details: list[dict[str, Any]]) -> str:
     """The page, from `summary.json` and per model what validate, bench and inspect returned."""
     models = summary["models"]
     compared, differing, ties = (sum(m[key] for m in models) for key in ("codes_compared", "codes_differing", "ties"))
-    verdict = (
-        f"ONNX Runtime computed {compared - differing:,} of {compared:,} integer codes exactly as training defined "
-        f"them; {ties} of the {differing} others are rounding ties."
-    )
+    others = f"{ties} of the {differing} others are rounding ties" if differing else "none differs"
+    verdict = f"ONNX Runtime computed {compared - differing:,} of {compared:,} integer codes as training did; {others}."
     state = "good" if summary["passed"] else "bad"
     word = "Proven." if summary["passed"] else "Not proven."
     parts = [

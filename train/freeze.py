@@ -70,6 +70,10 @@ class _Writer:
 
     def put(self, name: str, value: Double | None) -> None:
         if value is not None:
+            if not np.isfinite(value).all():
+                raise ModelError(
+                    f"{name} is not finite when frozen; the weights are too large or the training diverged"
+                )
             self.arrays[name] = np.ascontiguousarray(value, dtype=np.float32)
 
     def quantizer(self, name: str, source: LsqQuantizer, step: Double, folded: bool = False) -> None:

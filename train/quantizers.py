@@ -70,7 +70,7 @@ class LsqFunction(torch.autograd.Function):
         ctx.settings = low, high, gradient_scale, None if after is None else after.shape
         floored = step.clamp_min(STEP_FLOOR)
         value = lsq_codes(x, floored, low, high, before).mul_(floored)
-        return value if after is None else value.add_(after)
+        return value.add_(0.0 if after is None else after)  # + 0.0 turns -0.0 into the 0.0 that code 0 stands for
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -222,6 +222,7 @@ class StatsQ(nn.Module):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
+        code_range(self.grid, bits)  # refuses widths without a grid
         self.bits, self.enabled = bits, True
         self.boundary_range: float | None = None  # set while CGA masks the gradient inside the quantizer
 

@@ -72,7 +72,7 @@ def train(
     _check_trainable(chosen)
 
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from ofq_deploy.datasets import load_dataset
     from ofq_deploy.train.freeze import freeze as freeze_model
@@ -93,7 +93,7 @@ def train(
             student = train_student(teacher, chosen, data, metrics, device, report)
             frozen = freeze_model(student, chosen.quantization, data.preprocessing, data.labels)
             (folder / "recipe.toml").write_text(dump_toml(chosen), encoding="utf-8")
-            save_file(student.state_dict(), folder / "weights.safetensors")
+            (folder / "weights.safetensors").write_bytes(save(student.state_dict()))
             shutil.copyfile(cached, folder / "teacher.safetensors")
             save_frozen(frozen, folder / "frozen.safetensors")
             results = {
@@ -171,9 +171,7 @@ def validate(
     chosen = data or (source.recipe.data if source else None)
     if chosen is None:
         raise DataError("a frozen file alone does not name its data; pass --data NAME|PATH")
-    test = load_dataset(chosen, model.preprocessing.size, model.preprocessing).test
-    if int(test.classes.max()) >= len(model.labels):
-        raise DataError(f"{chosen} has class {int(test.classes.max())}, the model knows {len(model.labels)} classes")
+    test = load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
     batch = test.images(range(min(images, len(test))))
     weights = prove_weights(model.path, frozen)
     fed = None
@@ -218,7 +216,16 @@ def validate(
         "ties": operators[0].ties,
         "top1_runtime": accuracy.top1,
     }
-    faults = [f"{name}.weight: stored codes differ from the frozen ones" for name in weights.layers]
+    faults = [
+        f"{field}: the model's metadata says otherwise than the frozen file"
+        for field, own, reference in (
+            ("labels", model.labels, frozen.labels),
+            ("preprocessing", model.preprocessing, frozen.preprocessing),
+            ("quantization", model.quantization, asdict(frozen.quantization)),
+        )
+        if own != reference
+    ]
+    faults += [f"{name}.weight: stored codes differ from the frozen ones" for name in weights.layers]
     faults += [f"{proof.witness}: {line}" for proof in operators for line in proof.faults()]
     faults += [
         f"free run: image {entry.image} leaves the oracle at {entry.operator}, and not by a tie"
@@ -421,8 +428,6 @@ def _check_trainable(recipe: Recipe) -> None:
     for key, value in least.items():
         if value < 1:
             raise RecipeError(f"recipe key {key!r} is {value}; it takes a number from 1 up")
-    if recipe.cga.enabled and recipe.cga.qk == "mask" and recipe.quantization.weights != "statsq":
-        raise RecipeError("recipe key 'cga.qk' is 'mask', which needs quantization.weights = 'statsq'")
     if recipe.train.epochs < 1 and not recipe.cga.enabled:
         raise RecipeError("recipe key 'train.epochs' is 0 and annealing is off: nothing would train")
 
@@ -444,7 +449,7 @@ def _teacher(
     everything that it depends on.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from ofq_deploy.environment import versions
     from ofq_deploy.train.loop import train_teacher
@@ -472,5 +477,5 @@ def _teacher(
     report.say(f"training the float teacher on {data.name}")
     train_teacher(model, recipe, data, metrics, device, report)
     with replacing(path, force=True) as temporary:
-        save_file(model.state_dict(), temporary)
+        temporary.write_bytes(save(model.state_dict()))
     return model.eval(), path

@@ -16,7 +16,6 @@ from ofq_deploy.errors import OfqError
 NEGATIVE = 3
 
 app = typer.Typer(
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Low-bit vision transformers: train, export, prove and measure.",
@@ -35,18 +34,27 @@ Backend = Annotated[str, typer.Option(help="Runtime: ort-cpu.")]
 def main() -> None:
     """Run the command line; every error that a user can cause is one line and an exit code."""
     try:
-        app()
+        code = app(standalone_mode=False, prog_name="ofq-deploy")
     except OfqError as error:
-        print(f"ofq-deploy: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("ofq-deploy: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = _complain(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted", 130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of the parser's usage errors
+            raise
+        code = _complain(f"{error.format_message()}; see ofq-deploy --help", 2)
+    raise SystemExit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    print("ofq-deploy: " + " ".join(message.split()), file=sys.stderr)
+    return code
 
 
 @app.callback(invoke_without_command=True)
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print versions and exit.", is_eager=True)] = False,
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print versions and exit.")] = False,
 ) -> None:
     if version:
         from ofq_deploy import __version__
@@ -54,7 +62,8 @@ def _version(
 
         found = " ".join(f"{name} {number}" for name, number in versions().items())
         typer.echo(f"ofq-deploy {__version__} ({found})")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -276,9 +285,9 @@ def inspect(
 
     _refuse(output, force)
     result = api.inspect(subject)
+    _finish(result, "", as_json, output, force)
     if not as_json:
         _print_layers(result)
-    _finish(result, "", as_json, output, force)
 
 
 @app.command()

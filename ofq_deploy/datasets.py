@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ofq_deploy import imagenet
 from ofq_deploy.errors import DataError
 from ofq_deploy.images import Preprocessing, load_image, preprocess
 
@@ -58,16 +59,23 @@ class Dataset:
     test: Split
 
 
-def load_dataset(name: str, size: int, preprocessing: Preprocessing | None = None) -> Dataset:
+def load_dataset(
+    name: str, size: int, preprocessing: Preprocessing | None = None, labels: tuple[str, ...] | None = None
+) -> Dataset:
     """The data set of that name, or the folder at that path, as square images of side `size`.
 
     A folder holds train/ and val/ (and test/, else val/ serves), or the class folders themselves; these hold
-    one folder of images per class. `preprocessing` overrides the data set's own: a model brings its own.
-    Raises DataError for a path that is no such folder, is empty or holds no images.
+    one folder of images per class. A model brings its own `preprocessing` and `labels`: its classes are then found
+    by their folders' names, ImageNet's also by their WordNet ids.
+    Raises DataError for a path that is no such folder, is empty or holds no images, or classes that the model
+    does not know.
     """
     if name == "digits":
-        return _digits(preprocessing or digits_preprocessing(size))
-    return _folder(Path(name), preprocessing or folder_preprocessing(size))
+        data = _digits(preprocessing or digits_preprocessing(size))
+        if labels not in (None, data.labels):
+            raise DataError("the model does not know the classes of digits; pass its own data with --data")
+        return data
+    return _folder(Path(name), preprocessing or folder_preprocessing(size), labels)
 
 
 def digits_preprocessing(size: int) -> Preprocessing:
@@ -98,7 +106,7 @@ def _digits(how: Preprocessing) -> Dataset:
     return Dataset("digits", fingerprint, tuple("0123456789"), how, split("train"), split("validation"), split("test"))
 
 
-def _folder(root: Path, how: Preprocessing) -> Dataset:
+def _folder(root: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dataset:
     if not root.is_dir():
         raise DataError(f"no data set {str(root)!r}: it is neither 'digits' nor a folder of images")
     if (root / "val").is_dir():
@@ -107,20 +115,32 @@ def _folder(root: Path, how: Preprocessing) -> Dataset:
         parts = train, root / "val", test
     else:
         parts = root, root, root
-    labels = tuple(sorted(folder.name for folder in parts[0].iterdir() if folder.is_dir()))
-    splits = [_folder_split(part, labels, how) for part in parts]
+    folders = tuple(sorted(folder.name for folder in parts[0].iterdir() if folder.is_dir()))
+    classes = _class_indices(folders, known, parts[0])
+    splits = [_folder_split(part, classes, how) for part in parts]
     listing = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
     fingerprint = hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()
-    return Dataset(root.name, fingerprint, labels, how, *splits)
+    return Dataset(root.name, fingerprint, known or folders, how, *splits)
 
 
-def _folder_split(folder: Path, labels: tuple[str, ...], how: Preprocessing) -> Split:
-    strangers = {item.name for item in folder.iterdir() if item.is_dir()} - set(labels)
+def _class_indices(folders: tuple[str, ...], known: tuple[str, ...] | None, root: Path) -> dict[str, int]:
+    """The class index of each folder: its own order, or where the model's labels have it."""
+    labels = folders if known is None else known
+    if not set(folders) <= set(labels) and len(labels) == imagenet.CLASSES:
+        labels = imagenet.wnids()
+    strangers = sorted(set(folders) - set(labels))
+    if strangers:
+        raise DataError(f"{root} has class folders that the model does not know: {', '.join(strangers[:5])}")
+    return {folder: labels.index(folder) for folder in folders}
+
+
+def _folder_split(folder: Path, indices: dict[str, int], how: Preprocessing) -> Split:
+    strangers = {item.name for item in folder.iterdir() if item.is_dir()} - set(indices)
     if strangers:
         raise DataError(f"{folder} has class folders that the training data lacks: {', '.join(sorted(strangers)[:5])}")
     files = [
         (path, index)
-        for index, label in enumerate(labels)
+        for label, index in indices.items()
         for path in sorted((folder / label).glob("*"))
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]

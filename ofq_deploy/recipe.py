@@ -1,6 +1,7 @@
 """Recipes: everything that decides how a model is trained, as frozen dataclasses and as TOML."""
 
 import difflib
+import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ class Quantization:
     act_step: Literal["token", "tensor"] = "token"
     weights: Literal["statsq", "lsq"] = "statsq"
     shifts: bool = True  # learned shifts before and after each activation quantizer
+    key_bias: bool = True  # under QKR: keep the query bias as a key term (the official code drops it)
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "act_bits"):
@@ -38,7 +40,7 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A timm VisionTransformer; the sizes count for `deit_nano`, other names are timm's own."""
+    """A timm VisionTransformer; the sizes count for `deit_nano` and `deit`, other names are timm's own."""
 
     name: str = "deit_nano"
     distilled: bool = True
@@ -47,6 +49,17 @@ class Model:
     dim: int = 64
     depth: int = 4
     heads: int = 4
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "patch_size", "dim", "depth", "heads"):
+            if not 1 <= getattr(self, key) <= 4096:
+                raise RecipeError(f"recipe key 'model.{key}' is {getattr(self, key)}; it takes a number from 1 to 4096")
+        if self.image_size % self.patch_size:
+            raise RecipeError(
+                f"recipe key 'model.patch_size' is {self.patch_size}, which does not divide {self.image_size}"
+            )
+        if self.dim % self.heads:
+            raise RecipeError(f"recipe key 'model.heads' is {self.heads}, which does not divide model.dim {self.dim}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,15 @@ class Recipe:
     train: Training = field(default_factory=Training)
     cga: Annealing = field(default_factory=Annealing)
 
+    def __post_init__(self) -> None:
+        if not self.name or self.name.startswith(".") or any(mark in self.name for mark in "/\\\0"):
+            raise RecipeError(f"recipe key 'name' is {self.name!r}; it names a folder: no separators, no leading dot")
+        for key, value, most in (("seed", self.seed, 2**31), ("threads", self.threads, 1024)):
+            if value > most:
+                raise RecipeError(f"recipe key {key!r} is {value}; it takes a number up to {most}")
+        if self.cga.enabled and self.cga.qk == "mask" and self.quantization.weights != "statsq":
+            raise RecipeError("recipe key 'cga.qk' is 'mask', which needs quantization.weights = 'statsq'")
+
 
 def load_recipe(source: str | Path) -> Recipe:
     """The built-in recipe of that name, or the recipe in a TOML file.
@@ -160,8 +182,8 @@ def dump_toml(recipe: Recipe) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, str):  # TOML's basic strings escape as JSON's do, and DEL too
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
 
 
@@ -221,6 +243,9 @@ def _parsed(hint: Any, value: Any) -> Any:
         return value
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def _value(hint: Any, value: Any, key: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
@@ -229,7 +254,7 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise RecipeError(f"recipe key {key!r} is {value!r}; it takes a {hint.__name__}")
+        raise RecipeError(f"recipe key {key!r} is {value!r}; it takes {_KINDS[hint]}")
     if hint in (int, float) and not 0 <= value < float("inf"):
         raise RecipeError(f"recipe key {key!r} is {value!r}; it takes a finite number from 0 up")
     return value

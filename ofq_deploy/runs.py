@@ -85,8 +85,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise RunError(f"{file} has format {manifest['format']}, this version reads {FORMAT}; train again")
-        unsafe = [name for name in manifest["files"] if name not in FILES]
-        if unsafe or not isinstance(manifest["created"], str):
+        unsafe = [name for name in dict(manifest["files"]) if name not in FILES]
+        if unsafe or not isinstance(manifest["created"], str) or not isinstance(manifest["files"], dict):
             raise KeyError(unsafe or "created")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} is no valid manifest ({error!r}); train again or restore it") from error

@@ -43,6 +43,7 @@ def bench(
     ratio of the medians, which exists only beside its baseline.
     """
     files = {"model": model, **({"baseline": baseline} if baseline else {})}
+    sessions = {role: open_session(path, threads) for role, path in files.items()}
     result: dict[str, Any] = {"backend": "ort-cpu", "threads": threads or "one per core"}
     for role, path in files.items():
         result[role] = {
@@ -52,7 +53,6 @@ def bench(
             "executed": asdict(executed_operators(path)),
             "latency_ms": [],
         }
-    sessions = {role: open_session(path, threads) for role, path in files.items()}
     with report.task("bench", len(batches)) as advance:
         for batch in batches:
             for role, latency in zip(files, _interleaved(list(sessions.values()), batch, seconds), strict=True):

@@ -25,16 +25,20 @@ class Trace:
     units:  float64, the values that were rounded to these codes
     floats: float64, the residual stream ("embedding", "<block>.middle", "<block>.output") and "logits"
     forced: codes or floats by tap; where present, what follows the tap reads them instead of its own
+    flips:  by quantizer, (index into its codes, code to put there): single codes that follow another rounding
     """
 
     codes: dict[str, Codes] = field(default_factory=dict)
     units: dict[str, Double] = field(default_factory=dict)
     floats: dict[str, Double] = field(default_factory=dict)
     forced: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    flips: dict[str, list[tuple[tuple[int, ...], int]]] = field(default_factory=dict)
 
     def quantize(self, name: str, units: Double, quantizer: Quantizer) -> Codes:
         self.units[name] = units
         self.codes[name] = np.clip(np.rint(units), *quantizer.range).astype(np.int16)
+        for index, code in self.flips.get(name, []):
+            self.codes[name][index] = code
         return np.asarray(self.forced.get(name, self.codes[name]), dtype=np.int16)
 
     def tap(self, name: str, value: Double) -> Double:
@@ -45,15 +49,16 @@ class Trace:
 def run(frozen: Frozen, images: NDArray[np.float32], forced: dict[str, NDArray[np.generic]] | None = None) -> Trace:
     """Compute logits and every tap for images [batch, channels, size, size]."""
     trace = Trace(forced=forced or {})
-    x = _stem(frozen, images.astype(np.float64), trace)
+    x = run_stem(frozen, images.astype(np.float64), trace)
     for index, name in enumerate(frozen.blocks):
         last = index == frozen.architecture.depth - 1
-        x = _block(frozen, name, x, frozen.architecture.prefix if last else frozen.architecture.tokens, trace)
+        x = run_block(frozen, name, x, frozen.architecture.prefix if last else frozen.architecture.tokens, trace)
     trace.tap("logits", _heads(frozen, x, trace))
     return trace
 
 
-def _stem(frozen: Frozen, image: Double, trace: Trace) -> Double:
+def run_stem(frozen: Frozen, image: Double, trace: Trace) -> Double:
+    """Images [batch, channels, size, size] to tokens [batch, tokens, dim]."""
     a, linear = frozen.architecture, frozen.linear("patch_embed")
     quantizer = frozen.quantizer("patch_embed.input")
     before = frozen.get("patch_embed.input.before")
@@ -70,7 +75,7 @@ def _stem(frozen: Frozen, image: Double, trace: Trace) -> Double:
     return trace.tap("embedding", np.concatenate([tokens, x], axis=1))
 
 
-def _block(frozen: Frozen, name: str, x: Double, rows: int, trace: Trace) -> Double:
+def run_block(frozen: Frozen, name: str, x: Double, rows: int, trace: Trace) -> Double:
     """One block; only its first `rows` tokens are computed (the last block is read at the class tokens only)."""
     attn, mlp = f"{name}.attn", f"{name}.mlp"
     h = _layer_norm(frozen, f"{name}.norm1", x)

@@ -20,7 +20,7 @@ def test_the_two_commands_are_what_bootstrap_offers() -> None:
     refused = subprocess.run([sys.executable, ROOT / "tools/bootstrap.py", "x"], capture_output=True, text=True)
 
     assert {("tools/bootstrap.py", "demo"), ("tools/bootstrap.py", "test")} == set(shown)
-    assert (2, "usage: python3 tools/bootstrap.py demo|test [ARGUMENTS]\n") == (refused.returncode, refused.stderr)
+    assert (refused.returncode, refused.stderr) == (2, "usage: python3 tools/bootstrap.py demo|test [ARGUMENTS]\n")
 
 
 def test_every_command_shown_exists() -> None:
@@ -39,5 +39,5 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
 
-    assert 0 == done.returncode, done.stderr
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True ")

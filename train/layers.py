@@ -161,11 +161,11 @@ class QkrAttention(_Attention):
         self.query, self.key = nn.Parameter(query.clone()), nn.Parameter(key.clone())
         linear = nn.Linear(self.dim, self.dim, bias=source.qkv.bias is not None)
         linear.weight = nn.Parameter(value.clone())
-        if source.qkv.bias is None:
-            self.register_parameter("key_bias", None)
-        else:
+        self.register_parameter("key_bias", None)
+        if source.qkv.bias is not None:
             query_bias, _, value_bias = source.qkv.bias.detach().chunk(3)
             linear.bias = nn.Parameter(value_bias.clone())
+        if source.qkv.bias is not None and config.key_bias:
             by_head = query_bias.view(self.heads, self.head_dim, 1)
             self.key_bias = nn.Parameter((key.view(self.heads, self.head_dim, -1) * by_head).sum(1))
         self.value = QuantLinear(linear, weight_quantizer(config, value), None)

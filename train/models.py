@@ -20,7 +20,7 @@ def build_model(config: Model, channels: int, classes: int) -> nn.Module:
     Raises ModelError for a name that timm does not know or sizes that do not fit together.
     """
     try:
-        if config.name == "deit_nano":
+        if config.name in ("deit_nano", "deit"):
             kind = VisionTransformerDistilled if config.distilled else VisionTransformer
             return kind(
                 img_size=config.image_size,

@@ -1,0 +1,248 @@
+"""Checkpoints of OFQ's official code (nbasyl/OFQ) as converted models.
+
+The layout is that of its timm saver: latent weights, steps created on the first forward, shifts as flat vectors.
+Two shifts there have no effect on any output (after k, after the QKR product): the softmax cancels them, and they
+are dropped. The official QKR form has no query bias.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ofq_deploy.errors import ModelError
+from ofq_deploy.recipe import Model, Quantization
+from ofq_deploy.train.convert import convert
+from ofq_deploy.train.models import build_model
+from ofq_deploy.train.unpickle import Checkpoint
+
+HEAD_DIM = 64
+CLIP = 2.0  # the official StatsQ's clip value, never trained
+
+
+@dataclass(frozen=True, slots=True)
+class Official:
+    """model: the converted model in evaluation mode; base: its float sizes; latent: timm-named float weights"""
+
+    model: Any
+    base: Model
+    quantization: Quantization
+    latent: dict[str, Tensor]
+
+
+def load_official(file: Checkpoint, weight_bits: int | None = None, act_bits: int | None = None) -> Official:
+    """Convert an official DeiT checkpoint; bits come from the file's settings or from the caller.
+
+    Raises ModelError for another architecture, keys that are missing or unknown (named), wrong shapes, values
+    that are not finite, a weight row of zeros, bits that cannot be told or contradict the file.
+    """
+    state = file.tensors
+    base, attention = _sizes(state)
+    _check_settings(file.settings, attention)
+    quantization = Quantization(
+        weight_bits=_bits(file.settings, "wq_bitw", weight_bits, "--weight-bits"),
+        act_bits=_bits(file.settings, "aq_bitw", act_bits, "--act-bits"),
+        attention=attention,  # type: ignore[arg-type]
+        act_step="token",
+        key_bias=False,
+    )
+    channels, classes = state["patch_embed.proj.weight"].shape[1], len(state["head.bias"])
+    model, _ = convert(build_model(base, channels, classes), quantization)
+    taken = _Reader(state)
+    own = _translate(taken, base, attention, channels)
+    taken.finish()
+    expected = {
+        name: value for name, value in model.state_dict().items() if not name.endswith(("initialized", "signed"))
+    }
+    for name, value in own.items():
+        if expected[name].numel() != value.numel():
+            raise ModelError(f"{name} has {value.numel()} values, expected {tuple(expected[name].shape)}")
+    loaded = {name: own[name].reshape(expected[name].shape) for name in expected}
+    flags = {name: torch.tensor(True) for name in model.state_dict() if name.endswith("initialized")}
+    signed = {name: value for name, value in model.state_dict().items() if name.endswith("signed")}
+    signed["patch_embed.proj.input.signed"] = taken.signed
+    model.load_state_dict(loaded | flags | signed)
+    model.eval()
+    _check_rows(model)
+    return Official(model, base, quantization, _latent(own, base, attention))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Takes tensors out of a state dict and remembers which are left, so that strangers are named."""
+
+    state: dict[str, Tensor]
+    used: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+    signed: Tensor = field(default_factory=lambda: torch.tensor(True))
+
+    def take(self, name: str) -> Tensor:
+        self.used.add(name)
+        if name not in self.state:
+            self.missing.append(name)
+            return torch.zeros(0)
+        value = self.state[name]
+        if not torch.isfinite(value).all():
+            raise ModelError(f"{name} holds values that are not finite; the checkpoint is damaged or diverged")
+        return value
+
+    def clip(self, name: str) -> None:
+        value = self.take(f"{name}.clip_val")
+        if value.numel() and value.item() != CLIP:
+            raise ModelError(
+                f"{name}.clip_val is {value.item():g}, expected {CLIP:g}: another quantizer trained this file"
+            )
+
+    def finish(self) -> None:
+        if self.missing:
+            few = ", ".join(self.missing[:3])
+            steps = sum(name.endswith("input_quant_fn.s") for name in self.missing)
+            hint = "; it was saved before its steps were set: run one training step first" if steps > 2 else ""
+            raise ModelError(f"the checkpoint lacks {len(self.missing)} tensors: {few}{hint}")
+        strangers = sorted(set(self.state) - self.used)
+        if strangers:
+            raise ModelError(f"the checkpoint has {len(strangers)} unknown tensors: {', '.join(strangers[:3])}")
+
+
+def _sizes(state: dict[str, Tensor]) -> tuple[Model, str]:
+    """The architecture that the shapes tell, and the attention form that the keys tell."""
+    if "cls_token" not in state or "patch_embed.proj.weight" not in state or "pos_embed" not in state:
+        raise ModelError("the checkpoint is no DeiT of OFQ's official code: it has no class token or patch embedding")
+    if "blocks.0.mlp.fc1.lsqw_fn.s" in state:
+        raise ModelError("the checkpoint has LSQ weights (mlp.fc1.lsqw_fn); only StatsQ checkpoints can be imported")
+    if "blocks.0.attn.quant_x_4_qkv.move_b4.bias" in state:
+        attention = "qkr"
+    elif "blocks.0.attn.qkv.move_b4.bias" in state:
+        attention = "qk"
+    else:
+        raise ModelError(
+            "the checkpoint is not quantized by OFQ: blocks.0.attn has neither quant_x_4_qkv nor qkv.move_b4"
+        )
+    dim, distilled = state["cls_token"].shape[-1], "dist_token" in state
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    patch = state["patch_embed.proj.weight"].shape[-1]
+    patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
+    side = math.isqrt(patches)
+    if side * side != patches or dim % HEAD_DIM or "head.bias" not in state:
+        raise ModelError(
+            f"the checkpoint is no DeiT: {patches} patches of width {dim}; expected a square and heads of {HEAD_DIM}"
+        )
+    base = Model("deit", distilled, side * patch, patch, dim, depth, dim // HEAD_DIM)
+    return base, attention
+
+
+def _check_settings(settings: dict[str, Any], attention: str) -> None:
+    stated = settings.get("qk_reparam")
+    if isinstance(stated, bool) and stated != (attention == "qkr"):
+        raise ModelError(f"the checkpoint's settings say qk_reparam={stated}, its tensors are of the other form")
+
+
+def _bits(settings: dict[str, Any], key: str, given: int | None, flag: str) -> int:
+    stated = settings.get(key)
+    if stated is None and given is None:
+        raise ModelError(f"the checkpoint does not say its bits ({key}); pass {flag}")
+    if stated is not None and given is not None and stated != given:
+        raise ModelError(
+            f"the checkpoint says {key}={stated}, {flag} says {given}; leave {flag} out or give the right file"
+        )
+    return int(stated if given is None else given)
+
+
+def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> dict[str, Tensor]:
+    """Our state dict, apart from flags; shapes are still those of the file."""
+    own: dict[str, Tensor] = {}
+    take: Callable[[str], Tensor] = taken.take
+
+    def quantized_linear(name: str, own_name: str) -> None:
+        own[f"{own_name}.weight"], own[f"{own_name}.bias"] = take(f"{name}.weight"), take(f"{name}.bias")
+        activation(name, f"{own_name}.input")
+
+    def activation(name: str, own_name: str) -> None:
+        own[f"{own_name}.step"] = take(f"{name}.input_quant_fn.s")
+        own[f"{own_name}.before"], own[f"{own_name}.after"] = (
+            take(f"{name}.move_b4.bias"),
+            take(f"{name}.move_aft.bias"),
+        )
+
+    prefix = ["cls_token", "dist_token"][: 2 if base.distilled else 1]
+    for name in (*prefix, "pos_embed", "norm.weight", "norm.bias"):
+        own[name] = take(name)
+    quantized_linear("patch_embed.proj", "patch_embed.proj")
+    own["patch_embed.proj.weight_quant.step"] = take("patch_embed.proj.lsqw_fn.s")
+    taken.signed = take("patch_embed.proj.input_quant_fn.signed").reshape(-1)[:1].any()
+    for head in ["head", "head_dist"][: len(prefix)]:
+        quantized_linear(head, head)
+        own[f"{head}.weight_quant.step"] = take(f"{head}.lsqw_fn.s")
+    for index in range(base.depth):
+        block = f"blocks.{index}"
+        for norm in ("norm1", "norm2"):
+            own[f"{block}.{norm}.weight"], own[f"{block}.{norm}.bias"] = (
+                take(f"{block}.{norm}.weight"),
+                take(f"{block}.{norm}.bias"),
+            )
+        for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
+            quantized_linear(f"{block}.{layer}", f"{block}.{layer}")
+            taken.clip(f"{block}.{layer}.statsq_fn")
+        attn = f"{block}.attn"
+        own[f"{attn}.softmax.step"] = take(f"{attn}.quan_a_softmax_fn.s")
+        own[f"{attn}.v.step"], own[f"{attn}.v.after"] = take(f"{attn}.quan_a_v_fn.s"), take(f"{attn}.move_v_aft.bias")
+        if attention == "qkr":
+            activation(f"{attn}.quant_x_4_qkv", f"{attn}.input")
+            own[f"{attn}.query"], own[f"{attn}.key"] = take(f"{attn}.q.weight"), take(f"{attn}.k.weight")
+            own[f"{attn}.value.weight"], own[f"{attn}.value.bias"] = take(f"{attn}.v.weight"), take(f"{attn}.v.bias")
+            own[f"{attn}.z.step"], own[f"{attn}.z.before"] = (
+                take(f"{attn}.quan_a_qkx_fn.s"),
+                take(f"{attn}.move_qkx_b4.bias"),
+            )
+            own[f"{attn}.v.before"] = take(f"{attn}.move_v_b4.bias")
+            take(f"{attn}.move_qkx_aft.bias")
+            taken.clip(f"{attn}.qk_quant")
+            taken.clip(f"{attn}.v_quant")
+        else:
+            quantized_linear(f"{attn}.qkv", f"{attn}.qkv")
+            for part in ("step", "before", "after"):
+                own[f"{attn}.input.{part}"] = own.pop(f"{attn}.qkv.input.{part}")
+            before = take(f"{attn}.move_qkv_b4.bias").chunk(3)
+            for part, shift in zip("qkv", before if len(before) == 3 else [torch.zeros(0)] * 3, strict=True):
+                own[f"{attn}.{part}.before"] = shift
+            own[f"{attn}.q.step"], own[f"{attn}.k.step"] = take(f"{attn}.quan_a_q_fn.s"), take(f"{attn}.quan_a_k_fn.s")
+            own[f"{attn}.q.after"] = take(f"{attn}.move_q_aft.bias")
+            take(f"{attn}.move_k_aft.bias")
+            taken.clip(f"{attn}.qkv.statsq_fn")
+    return own
+
+
+def _check_rows(model: Any) -> None:
+    """StatsQ has no scale for a row of zeros."""
+    for name, module in model.named_modules():
+        weights = {f"{name}.weight": module.weight} if hasattr(module, "weight_quant") else {}
+        if hasattr(module, "product_quant"):
+            weights = {f"{name}.q.weight^T {name}.k.weight": module.product()}
+        for key, weight in weights.items():
+            dead = (weight.detach().flatten(1) == 0).all(1).nonzero().flatten().tolist()
+            if dead:
+                raise ModelError(f"{key} has rows of zeros ({dead[:5]}): StatsQ cannot code them")
+
+
+def _latent(own: dict[str, Tensor], base: Model, attention: str) -> dict[str, Tensor]:
+    """The latent float weights under timm's names: the float model that the checkpoint holds."""
+    plain = ("cls_token", "dist_token", "pos_embed", "norm.weight", "norm.bias", "norm1.weight", "norm1.bias")
+    plain += ("norm2.weight", "norm2.bias")
+    linears = ("patch_embed.proj", "head", "head_dist", "attn.proj", "mlp.fc1", "mlp.fc2", "attn.qkv")
+    wanted = (*plain, *(f"{name}.{part}" for name in linears for part in ("weight", "bias")))
+    kept = {
+        name: value
+        for name, value in own.items()
+        if name.split("blocks.")[-1].split(".", 1)[-1] in wanted or name in wanted
+    }
+    if attention == "qkr":
+        for index in range(base.depth):
+            attn = f"blocks.{index}.attn"
+            query, key, value = own[f"{attn}.query"], own[f"{attn}.key"], own[f"{attn}.value.weight"]
+            kept[f"{attn}.qkv.weight"] = torch.cat([query, key, value])
+            none = torch.zeros(2 * len(value))
+            kept[f"{attn}.qkv.bias"] = torch.cat([none, own[f"{attn}.value.bias"]])
+    return {name: value.contiguous() for name, value in kept.items()}

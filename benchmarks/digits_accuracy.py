@@ -1,4 +1,4 @@
-"""Accuracy and exactness of the embedded recipes over several seeds.
+"""Accuracy, exactness, size and speed of the embedded recipes over several seeds.
 
     python benchmarks/digits_accuracy.py --seeds 3 -o benchmarks/results/digits.json
 
@@ -18,6 +18,8 @@ from ofq_deploy.demo import RECIPES
 from ofq_deploy.environment import environment
 from ofq_deploy.progress import Reporter
 
+BENCH_SECONDS = 5.0
+AVERAGED = ("top1_float", "top1_torch", "top1_runtime", "file_bytes", "float_file_bytes", "speed_beside_float")
 KEPT = (
     "top1_float",
     "top1_torch",
@@ -43,15 +45,21 @@ def main() -> None:
             for name in RECIPES:
                 run = Path(folder) / f"{name}-{seed}"
                 api.train(name, output=run, overrides={"seed": seed}, device="cpu", report=report)
-                proof = api.validate(api.export(run), report=report)
+                model = api.export(run)
+                proof = api.validate(model, report=report)
+                speed = api.bench(model, seconds=BENCH_SECONDS, report=report)
                 free = proof["free_run"]
                 row = {"recipe": name, "seed": seed, **{key: proof[key] for key in KEPT}}
                 row["free_run_divergences"] = len(free["divergences"])
                 row["free_run_divergences_at_ties"] = sum(entry["is_tie"] for entry in free["divergences"])
+                row["file_bytes"], row["float_file_bytes"] = (
+                    speed[role]["file_bytes"] for role in ("model", "baseline")
+                )
+                row["speed_beside_float"] = speed["speedup"][0]["ratio_of_medians"]
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     means = {
-        name: {key: mean(row[key] for row in rows if row["recipe"] == name) for key in KEPT[:3]} for name in RECIPES
+        name: {key: mean(row[key] for row in rows if row["recipe"] == name) for key in AVERAGED} for name in RECIPES
     }
     result = {"date": datetime.now(UTC).date().isoformat(), "environment": environment(), "means": means, "rows": rows}
     print(json.dumps(means, indent=2))

@@ -11,13 +11,11 @@ from safetensors.numpy import load_file
 
 from ofq_deploy.errors import ModelError
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.network import metadata
+from ofq_deploy.export.network import LOWEST_OPSET, check_opset, metadata
 from ofq_deploy.frozen import Frozen
 
-OPSET = 20
 
-
-def build_fp32(frozen: Frozen, weights: Path) -> ir.Model:
+def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Model:
     """A float32 ONNX model from timm-named weights (safetensors), with the sizes of `frozen`.
 
     q, k and v are one product and the attention scale is in its weights, as a careful hand would write it. All
@@ -25,7 +23,7 @@ def build_fp32(frozen: Frozen, weights: Path) -> ir.Model:
     Raises ModelError when the file is cut or does not have the architecture's tensors.
     """
     try:
-        return _Float(frozen, load_file(weights)).model()
+        return _Float(frozen, load_file(weights)).model(check_opset(opset or LOWEST_OPSET))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error
     except KeyError as error:
@@ -38,7 +36,7 @@ class _Float:
     def __init__(self, frozen: Frozen, weights: dict[str, NDArray[np.float32]]) -> None:
         self.frozen, self.a, self.w, self.b = frozen, frozen.architecture, weights, Builder()
 
-    def model(self) -> ir.Model:
+    def model(self, opset: int) -> ir.Model:
         a, b = self.a, self.b
         shape = ir.Shape(["batch", a.channels, a.image_size, a.image_size])
         image = ir.Value(name="image", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
@@ -64,12 +62,8 @@ class _Float:
             )
         logits = b.op("Identity" if len(outputs) == 1 else "Add", outputs, "logits")
         logits.shape, logits.type = ir.Shape(["batch", a.classes]), ir.TensorType(ir.DataType.FLOAT)
-        own = {
-            "ofq_deploy.frozen_sha256": "",
-            "ofq_deploy.method": "float",
-            "ofq_deploy.quantization": json.dumps({}),
-        }
-        return b.model(image, logits, OPSET, [], {**metadata(self.frozen, "fp32"), **own})
+        own = {"ofq_deploy.method": "float", "ofq_deploy.quantization": json.dumps({})}
+        return b.model(image, logits, opset, [], {**metadata(self.frozen, "fp32", ""), **own})
 
     def stem(self, image: ir.Value) -> ir.Value:
         a, b = self.a, self.b

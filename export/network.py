@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.targets import Target, zero_point
+from ofq_deploy.export.targets import Rescale, Target, rescale, zero_point
 from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu
@@ -24,16 +24,23 @@ HIGHEST_OPSET = 26
 Floats = NDArray[np.float32]
 
 
-def build(frozen: Frozen, target: Target, opset: int | None = None) -> ir.Model:
+def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str | None = None) -> ir.Model:
     """The integer model of `frozen`; input `image` float32 [batch, channels, size, size], output `logits`.
 
-    opset: by default the lowest that holds the graph.
+    opset:  by default the lowest that holds the graph
+    sha256: of the frozen file, for the metadata; by default of the file that `frozen` would be saved as
+
     Raises UnsupportedByTarget for an opset outside 20 to 26.
     """
-    opset = default_opset(frozen) if opset is None else opset
+    opset = check_opset(default_opset(frozen) if opset is None else opset)
+    return _Network(frozen, target, opset).model(metadata(frozen, target.name, sha256 or frozen_hash(frozen)))
+
+
+def check_opset(opset: int) -> int:
+    """The opset, or UnsupportedByTarget when no graph of ours can be written in it."""
     if not LOWEST_OPSET <= opset <= HIGHEST_OPSET:
         raise UnsupportedByTarget(f"opset {opset} cannot hold the graph; use {LOWEST_OPSET} to {HIGHEST_OPSET}")
-    return _Network(frozen, target, opset).model()
+    return opset
 
 
 def default_opset(frozen: Frozen) -> int:
@@ -41,11 +48,11 @@ def default_opset(frozen: Frozen) -> int:
     return {4: packing.INT4_OPSET, 2: packing.INT2_OPSET}.get(frozen.quantization.weight_bits, LOWEST_OPSET)
 
 
-def metadata(frozen: Frozen, target: str) -> dict[str, str]:
+def metadata(frozen: Frozen, target: str, sha256: str) -> dict[str, str]:
     """What a model file says of itself."""
     return {
         "ofq_deploy.target": target,
-        "ofq_deploy.frozen_sha256": frozen_hash(frozen),
+        "ofq_deploy.frozen_sha256": sha256,
         "ofq_deploy.labels": json.dumps(frozen.labels),
         "ofq_deploy.method": "ofq",
         "ofq_deploy.preprocessing": json.dumps(asdict(frozen.preprocessing), sort_keys=True),
@@ -58,7 +65,7 @@ class _Network:
         self.frozen, self.target, self.opset, self.a = frozen, target, opset, frozen.architecture
         self.b = Builder()
 
-    def model(self) -> ir.Model:
+    def model(self, properties: dict[str, str]) -> ir.Model:
         a = self.a
         shape = ir.Shape(["batch", a.channels, a.image_size, a.image_size])
         image = ir.Value(name="image", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
@@ -68,7 +75,7 @@ class _Network:
             x = self.block(name, x, a.prefix if index == a.depth - 1 else a.tokens)
         logits = self.heads(x)
         logits.shape, logits.type = ir.Shape(["batch", a.classes]), ir.TensorType(ir.DataType.FLOAT)
-        return self.b.model(image, logits, self.opset, overridable, metadata(self.frozen, self.target.name))
+        return self.b.model(image, logits, self.opset, overridable, properties)
 
     # Parts of the network.
 
@@ -99,7 +106,7 @@ class _Network:
         for part, (value, scale) in enumerate(zip(inputs, linear.scale, strict=True)):
             name = "patch_embed" if parts == 1 else f"patch_embed.{part}"
             columns = slice(part * width, (part + 1) * width)
-            product = self.product(name, value, linear, quantizer, scale, None, None, columns)
+            product = self.product(name, value, linear, quantizer, Rescale(scale), columns)
             x = product if x is None else b.op("Add", [x, product], f"{name}.partial")
         position = b.float("patch_embed.position", self.frozen["patch_embed.position"][None])
         assert x is not None
@@ -165,10 +172,10 @@ class _Network:
         """
         b, a, name = self.b, self.a, f"{attn}.scores"
         scale = self.frozen[f"{name}.scale"]
-        if scale.size > 1 or self.target.name == "portable":
+        if scale.size > 1 or not self.target.takes_scalar_scales:
             scale = np.broadcast_to(scale.T if scale.ndim == 2 else scale, (a.heads, a.tokens))[None, :, None]
-        zero = _zero(quantizer)
-        scores = self.target.rescaled_product(b, name, left, right, zero, np.ascontiguousarray(scale), None, None)
+        to = Rescale(np.ascontiguousarray(scale))
+        scores = self.target.rescaled_product(b, name, left, right, _zero(quantizer), to)
         if quantizer.step.size == 1:
             return scores
         steps = b.float(f"{name}.query_step", quantizer.step[:rows].reshape(1, 1, -1, 1))
@@ -211,7 +218,7 @@ class _Network:
             f"{attn}.v.heads",
         )
         scale = self.frozen[f"{name}.scale"].reshape(heads)
-        x = self.target.rescaled_product(b, name, p, v, 0, scale, None, None)
+        x = self.target.rescaled_product(b, name, p, v, 0, Rescale(scale))
         row_sum = self.frozen.get(f"{name}.row_sum")
         if row_sum is not None:
             ones = b.constant(f"ones.{a.tokens}", np.ones((a.tokens, 1), dtype=np.int8))
@@ -242,7 +249,7 @@ class _Network:
                 h = b.op("Add", [h, b.float(f"{head}.input.before", before[None])], f"{head}.shifted")
             quantizer, linear = self.frozen.quantizer(f"{head}.input"), self.frozen.linear(head)
             codes = self.quantize(h, f"{head}.input", quantizer.step)
-            outputs.append(self.product(head, codes, linear, quantizer, linear.scale, linear.bias, None))
+            outputs.append(self.product(head, codes, linear, quantizer, Rescale(linear.scale, linear.bias)))
         return b.op("Identity" if len(outputs) == 1 else "Add", outputs, "logits")
 
     # Operations.
@@ -302,7 +309,7 @@ class _Network:
         """float32 [batch, rows, out]"""
         linear, quantizer = self.frozen.linear(name), self.frozen.quantizer(input_name)
         row = quantizer.step[:rows] if quantizer.step.size > 1 else None
-        return self.product(name, codes, linear, quantizer, linear.scale, linear.bias, row)
+        return self.product(name, codes, linear, quantizer, Rescale(linear.scale, linear.bias, row))
 
     def linear_codes(
         self, codes: ir.Value, name: str, input_name: str, left: bool, rows: int | None = None
@@ -326,25 +333,17 @@ class _Network:
         codes: ir.Value,
         linear: Linear,
         quantizer: Quantizer,
-        scale: Floats,
-        bias: Floats | None,
-        row: Floats | None,
+        to: Rescale,
         columns: slice = slice(None),
     ) -> ir.Value:
+        """codes of `quantizer` @ the weights of `linear` (of some input columns), rescaled."""
         weight = packing.weight(self.b, name, linear, self.opset, columns)
         if packing.is_wide(linear):
-            return self.wide_product(name, codes, weight, linear, quantizer, bias, row)
-        return self.target.rescaled_product(self.b, name, codes, weight, _zero(quantizer), scale, bias, row)
+            return self.wide_product(name, codes, weight, linear, quantizer, to)
+        return self.target.rescaled_product(self.b, name, codes, weight, _zero(quantizer), to)
 
     def wide_product(
-        self,
-        name: str,
-        codes: ir.Value,
-        weight: ir.Value,
-        linear: Linear,
-        quantizer: Quantizer,
-        bias: Floats | None,
-        row: Floats | None,
+        self, name: str, codes: ir.Value, weight: ir.Value, linear: Linear, quantizer: Quantizer, to: Rescale
     ) -> ir.Value:
         """a @ (2 k + 1) = 2 (a @ k) + sum(a), exact in int32."""
         b, zero = self.b, zero_point(self.b, _zero(quantizer))
@@ -354,16 +353,10 @@ class _Network:
         ones = b.constant(f"ones.{width}", np.ones((width, 1), dtype=np.int8))
         sums = b.op("MatMulInteger", [codes, ones, zero], f"{name}.row_sum.total")
         total = b.op("Add", [doubled, sums], f"{name}.total")
-        out = b.op(
-            "Mul",
-            [b.cast(total, ir.DataType.FLOAT, f"{name}.real"), b.float(f"{name}.scale", linear.scale)],
-            f"{name}.scaled",
-        )
-        if row is not None:
-            out = b.op("Mul", [out, b.float(f"{name}.row_step", row.reshape(1, -1, 1))], f"{name}.stepped")
-        return (
-            out if bias is None else b.op("Add", [out, b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
-        )
+        out = rescale(b, name, total, b.float(f"{name}.scale", to.scale), Rescale(to.scale, row=to.row))
+        if to.bias is None:
+            return out
+        return b.op("Add", [out, b.float(f"{name}.bias", to.bias.reshape(1, 1, -1))], f"{name}.out")
 
 
 def _zero(quantizer: Quantizer) -> int:

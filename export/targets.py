@@ -1,9 +1,9 @@
 """What differs between targets: how one integer product becomes a float.
 
-Everything else about a network is in network.py. A target is a class with `name`, `overridable` and
-`rescaled_product`.
+Everything else about a network is in network.py.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,82 +15,57 @@ from ofq_deploy.export.builder import CONTRIB, Builder
 Floats = NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Rescale:
+    """From int32 sums to floats: total * scale [* row] [+ bias].
+
+    scale: float32 [n], or [1] or [1, heads, 1, n] where the right operand is batched
+    bias:  float32 [n], for a right operand [k, n] only
+    row:   float32 [m], the step of each row of the left operand [batch, m, k], for a right operand [k, n] only
+    """
+
+    scale: Floats
+    bias: Floats | None = None
+    row: Floats | None = None
+
+
 class Target(Protocol):
+    """One kind of graph. `takes_scalar_scales`: a scale may be a single number."""
+
     name: str
+    takes_scalar_scales: bool
 
     def overridable(self, b: Builder) -> list[ir.Value]:
         """Initializers that are graph inputs too."""
         ...
 
-    def rescaled_product(
-        self,
-        b: Builder,
-        name: str,
-        a: ir.Value,
-        w: ir.Value,
-        zero: int,
-        scale: Floats,
-        bias: Floats | None,
-        row: Floats | None,
-    ) -> ir.Value:
-        """float32: ((a - zero) @ w) * scale [* row] [+ bias], integers up to the first multiplication.
+    def rescaled_product(self, b: Builder, name: str, a: ir.Value, w: ir.Value, zero: int, to: Rescale) -> ir.Value:
+        """float32 [..., m, n]: (a - zero) @ w in integers, rescaled.
 
-        a:     uint8 [..., m, k];  w: int8 [k, n] or [..., k, n]
-        scale: float32 [n], or [1] or [1, heads, 1, n] for batched w
-        bias:  float32 [n], for 2-D w only
-        row:   float32 [m], the step of each row of a: for 2-D w and [batch, m, k] only
+        a: uint8 [..., m, k];  w: int8 [k, n] or [..., k, n]
         """
         ...
-
-
-def zero_point(b: Builder, zero: int) -> ir.Value:
-    """A's zero point, always written: some runtimes misread its absence."""
-    return b.constant(f"zero_uint8_{zero}", np.uint8(zero))
 
 
 class OrtCpu:
     """ONNX Runtime's fused integer product, MatMulIntegerToFloat."""
 
     name = "ort-cpu"
+    takes_scalar_scales = True
 
     def overridable(self, b: Builder) -> list[ir.Value]:
         return []
 
-    def rescaled_product(
-        self,
-        b: Builder,
-        name: str,
-        a: ir.Value,
-        w: ir.Value,
-        zero: int,
-        scale: Floats,
-        bias: Floats | None,
-        row: Floats | None,
-    ) -> ir.Value:
-        # A bias beside a row-wise a_scale would be multiplied with it: then the bias is an Add of its own, and
-        # three-dimensional, or it fuses with a following Gelu into a slower kernel.
-        scales = b.float(f"{name}.scale", scale if scale.size > 1 else scale.reshape(()))
-        if row is None:
-            inside = None if bias is None else b.float(f"{name}.bias", bias)
-            operands = [
-                a,
-                w,
-                b.float("one", 1.0),
-                scales,
-                zero_point(b, zero),
-                *([None, inside] if inside else []),
-            ]
-            return b.op("MatMulIntegerToFloat", operands, f"{name}.out", domain=CONTRIB)
-        steps = b.float(f"{name}.row_step", row.reshape(1, -1, 1))
-        product = b.op(
-            "MatMulIntegerToFloat",
-            [a, w, steps, scales, zero_point(b, zero)],
-            f"{name}.scaled",
-            domain=CONTRIB,
-        )
-        if bias is None:
-            return product
-        return b.op("Add", [product, b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
+    def rescaled_product(self, b: Builder, name: str, a: ir.Value, w: ir.Value, zero: int, to: Rescale) -> ir.Value:
+        # A bias beside a row-wise a_scale would be multiplied with it: then the bias is an Add of its own.
+        scale = b.float(f"{name}.scale", to.scale if to.scale.size > 1 else to.scale.reshape(()))
+        left = b.float("one", 1.0) if to.row is None else _row(b, name, to.row)
+        operands: list[ir.Value | None] = [a, w, left, scale, zero_point(b, zero)]
+        if to.bias is None or to.row is not None:
+            product = b.op("MatMulIntegerToFloat", operands, f"{name}.scaled", domain=CONTRIB)
+            return add_bias(b, name, product, to)
+        operands += [None, b.float(f"{name}.bias", to.bias)]
+        return b.op("MatMulIntegerToFloat", operands, f"{name}.out", domain=CONTRIB)
 
 
 class Portable:
@@ -101,34 +76,43 @@ class Portable:
     """
 
     name = "portable"
+    takes_scalar_scales = False
 
     def overridable(self, b: Builder) -> list[ir.Value]:
         return [b.float("one", 1.0)]
 
-    def rescaled_product(
-        self,
-        b: Builder,
-        name: str,
-        a: ir.Value,
-        w: ir.Value,
-        zero: int,
-        scale: Floats,
-        bias: Floats | None,
-        row: Floats | None,
-    ) -> ir.Value:
+    def rescaled_product(self, b: Builder, name: str, a: ir.Value, w: ir.Value, zero: int, to: Rescale) -> ir.Value:
         total = b.op("MatMulInteger", [a, w, zero_point(b, zero)], f"{name}.total")
-        real = b.cast(total, ir.DataType.FLOAT, f"{name}.real")
-        factor = b.op("Mul", [b.float("one", 1.0), b.float(f"{name}.scale", scale)], f"{name}.factor")
-        out = b.op("Mul", [real, factor], f"{name}.scaled")
-        if row is not None:
-            out = b.op("Mul", [out, b.float(f"{name}.row_step", row.reshape(1, -1, 1))], f"{name}.stepped")
-        if bias is None:
-            return out
-        return b.op(
-            "Add",
-            [out, b.float(f"{name}.bias", bias if row is None else bias.reshape(1, 1, -1))],
-            f"{name}.out",
-        )
+        factor = b.op("Mul", [b.float("one", 1.0), b.float(f"{name}.scale", to.scale)], f"{name}.factor")
+        return rescale(b, name, total, factor, to)
+
+
+def zero_point(b: Builder, zero: int) -> ir.Value:
+    """The left operand's zero point, always written: some runtimes misread its absence."""
+    return b.constant(f"zero_uint8_{zero}", np.uint8(zero))
+
+
+def rescale(b: Builder, name: str, total: ir.Value, factor: ir.Value, to: Rescale) -> ir.Value:
+    """int32 [..., m, n] to float32 by operators of its own; `factor` is the scale."""
+    out = b.op("Mul", [b.cast(total, ir.DataType.FLOAT, f"{name}.real"), factor], f"{name}.scaled")
+    if to.row is not None:
+        out = b.op("Mul", [out, _row(b, name, to.row)], f"{name}.stepped")
+    return add_bias(b, name, out, to)
+
+
+def add_bias(b: Builder, name: str, x: ir.Value, to: Rescale) -> ir.Value:
+    """The bias as an Add: one-dimensional where the product fuses it, else three-dimensional.
+
+    A one-dimensional Add in front of Gelu would become the slower BiasGelu.
+    """
+    if to.bias is None:
+        return x
+    bias = to.bias if to.row is None else to.bias.reshape(1, 1, -1)
+    return b.op("Add", [x, b.float(f"{name}.bias", bias)], f"{name}.out")
+
+
+def _row(b: Builder, name: str, row: Floats) -> ir.Value:
+    return b.float(f"{name}.row_step", row.reshape(1, -1, 1))
 
 
 TARGETS: dict[str, Target] = {"portable": Portable(), "ort-cpu": OrtCpu()}

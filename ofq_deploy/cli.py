@@ -147,6 +147,36 @@ def train(
     _finish({"run": str(run), **results}, str(run), as_json, None, False)
 
 
+@app.command("import")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth or .pth.tar file.")],
+    source: Annotated[str, typer.Option("--from", help="Layout: ofq (OFQ's official code).")] = "ofq",
+    weight_bits: Annotated[int | None, typer.Option(help="2 to 8, where the file does not say.")] = None,
+    act_bits: Annotated[int | None, typer.Option(help="2 to 8, where the file does not say.")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.")] = False,
+    output: OutputFolder = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn a checkpoint of OFQ's official code into a run folder.
+
+    Nothing in the file is executed: it is read as tensors and plain settings, in a process of its own.
+
+    Example: ofq-deploy import deit_t_w4a4.pth.tar --from ofq -o runs/deit-t
+    """
+    from ofq_deploy import api
+    from ofq_deploy.errors import UnsupportedByTarget
+
+    if source != "ofq":
+        raise UnsupportedByTarget(f"no checkpoint layout {source!r}; there is ofq")
+    run = api.import_checkpoint(
+        checkpoint, weight_bits=weight_bits, act_bits=act_bits, ema=ema, output=output, force=force
+    )
+    _reporter(quiet or as_json).say(f"next: ofq-deploy export {run} --to onnx")
+    _finish({"run": str(run)}, str(run), as_json, None, False)
+
+
 @app.command()
 def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
@@ -171,8 +201,7 @@ def export(
         raise UnsupportedByTarget(f"no format {to!r}; there is onnx")
     path = api.export(run, target=target, opset=opset, output=output, force=force)
     size = path.stat().st_size
-    if not quiet and not as_json:
-        print(f"{path}: {size:,} bytes, target {target}", file=sys.stderr)
+    _reporter(quiet or as_json).say(f"{size:,} bytes, target {target}")
     _finish({"model": str(path), "target": target, "file_bytes": size}, str(path), as_json, None, False)
 
 
@@ -186,6 +215,7 @@ def validate(
         float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images for the operator-by-operator proof.")] = 16,
+    golden: Annotated[Path | None, typer.Option(help="Compare a run with golden data of OFQ's official code.")] = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -205,9 +235,11 @@ def validate(
         backend=backend,
         max_drop=max_drop,
         images=images,
+        golden=golden,
         report=_reporter(quiet),
     )
-    _finish(result, _validation_text(result), as_json, output, force)
+    text = _golden_text(result) if golden else _validation_text(result)
+    _finish(result, text, as_json, output, force)
     raise typer.Exit(0 if result["passed"] else NEGATIVE)
 
 
@@ -239,7 +271,9 @@ def predict(
 def bench(
     model: Subject = None,
     backend: Backend = "ort-cpu",
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; may be given again [default: 1].")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, max=65536, help="Batch size; may be given again [default: 1].")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one per core.")] = 1,
     seconds: Annotated[float, typer.Option(min=0, help="Time per batch size.")] = 3.0,
     baseline: Annotated[
@@ -314,6 +348,7 @@ def doctor(
         f"backend {name}: {'ready' if b['ready'] else b['why'] + '; ' + b['install']}"
         for name, b in result["backends"].items()
     ]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
     _finish(result, "\n".join(lines), as_json, output, force)
 
 
@@ -365,7 +400,29 @@ def _validation_text(result: dict[str, Any]) -> str:
             f"{result['runtime_agrees_with_float64']}, torch float32 {result['float32_agrees_with_float64']} images"
         )
     lines += [f"FAULT {fault}" for fault in result["faults"]]
-    lines.append("PROVEN: the model computes what training computed" if result["passed"] else "NOT PROVEN")
+    reference = (
+        "training computed" if "torch" in result["witnesses"] else "the frozen file defines (torch was not asked)"
+    )
+    lines.append(f"PROVEN: the model computes what {reference}" if result["passed"] else "NOT PROVEN")
+    return "\n".join(lines)
+
+
+def _golden_text(result: dict[str, Any]) -> str:
+    lines = [f"{result['run']} against {result['golden']}, {result['images']} images"]
+    lines += [
+        f"weight {row['name']}: {row['differing']} of {row['compared']:,} codes differ, steps within {row['step_ulp']:.1f} ulp"
+        for row in result["weights"]
+    ]
+    lines += [
+        f"codes of {row['operator']}: {row['differing']} of {row['compared']:,} differ, {row['ties']} of them ties"
+        for row in result["activations"]
+    ]
+    for row in result["blocks"]:
+        flips = "".join(f"; flipped {f['operator']} {f['index']}, {f['distance']:.1e} from a tie" for f in row["flips"])
+        lines.append(f"{row['block']}: {'equal' if row['passed'] else 'DIFFERS'} to {row['max_error']:.1e}{flips}")
+    lines.append(f"same prediction on {result['same_prediction']} of {result['images']} images")
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    lines.append("PASSED: the run computes what the official code computed" if result["passed"] else "FAILED")
     return "\n".join(lines)
 
 

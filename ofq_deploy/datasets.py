@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Train, validation and test split; the test split decides nothing and is only reported.
+    """Train, validation and test split. Training is decided without the test split where there is a separate one.
 
     fingerprint: changes when the images do
     """
@@ -59,13 +59,20 @@ class Dataset:
     test: Split
 
 
+def _no_image(index: int) -> NDArray[np.float32]:
+    raise IndexError(f"an empty split has no image {index}")
+
+
+_NOTHING = Split(np.zeros(0, dtype=np.int64), _no_image)
+
+
 def load_dataset(
     name: str, size: int, preprocessing: Preprocessing | None = None, labels: tuple[str, ...] | None = None
 ) -> Dataset:
     """The data set of that name, or the folder at that path, as square images of side `size`.
 
-    A folder holds train/ and val/ (and test/, else val/ serves), or the class folders themselves; these hold
-    one folder of images per class. A model brings its own `preprocessing` and `labels`: its classes are then found
+    A folder holds train/ and val/ (and test/, else val/ serves as both), or the class folders themselves, which are
+    then validation and test split; each of these holds one folder of images per class. A model brings its own `preprocessing` and `labels`: its classes are then found
     by their folders' names, ImageNet's also by their WordNet ids.
     Raises DataError for a path that is no such folder, is empty or holds no images, or classes that the model
     does not know.
@@ -109,16 +116,15 @@ def _digits(how: Preprocessing) -> Dataset:
 def _folder(root: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dataset:
     if not root.is_dir():
         raise DataError(f"no data set {str(root)!r}: it is neither 'digits' nor a folder of images")
-    if (root / "val").is_dir():
-        train = root / "train" if (root / "train").is_dir() else root / "val"
-        test = root / "test" if (root / "test").is_dir() else root / "val"
-        parts = train, root / "val", test
-    else:
-        parts = root, root, root
-    folders = tuple(sorted(folder.name for folder in parts[0].iterdir() if folder.is_dir()))
-    classes = _class_indices(folders, known, parts[0])
-    splits = [_folder_split(part, classes, how) for part in parts]
-    listing = sorted((str(path.relative_to(root)), path.stat().st_size) for path in root.rglob("*") if path.is_file())
+    layered = (root / "val").is_dir()
+    validation = root / "val" if layered else root
+    test = root / "test" if (root / "test").is_dir() and layered else validation
+    train = root / "train" if (root / "train").is_dir() and layered else None
+    folders = tuple(sorted(folder.name for folder in (train or validation).iterdir() if folder.is_dir()))
+    classes = _class_indices(folders, known, train or validation)
+    splits = [_folder_split(part, classes, how) if part else _NOTHING for part in (train, validation, test)]
+    files = [(str(path.relative_to(root)), path.stat()) for path in sorted(root.rglob("*")) if path.is_file()]
+    listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     fingerprint = hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()
     return Dataset(root.name, fingerprint, known or folders, how, *splits)
 

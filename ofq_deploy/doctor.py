@@ -17,7 +17,10 @@ NEEDS_GPU = ("tensorrt", "tensorrt-rtx")
 def examine() -> dict[str, Any]:
     """Environment, CPU features and backends; looks packages up without importing them."""
     flags = cpu_flags()
+    vnni = any("vnni" in flag for flag in flags) or not flags
+    saturates = "no VNNI: products of 8-bit codes with 8-bit weights (patch embedding, heads) may saturate"
     return {
+        "warnings": [] if vnni else [saturates],
         "environment": environment(),
         "cpu": {name: {"present": name in flags, "means": means} for name, means in CPU_FEATURES.items()},
         "backends": {name: _backend(name, *needs) for name, needs in BACKENDS.items()},
@@ -29,6 +32,8 @@ def _backend(name: str, module: str, install: str) -> dict[str, Any]:
         return {"ready": False, "why": f"package {module} is not installed", "install": install}
     if name in NEEDS_GPU and not _has_nvidia_gpu():
         return {"ready": False, "why": "no NVIDIA GPU is visible", "install": "run on a machine with one"}
+    if name != "ort-cpu":
+        return {"ready": False, "why": "installed, but this version does not run it", "install": "use ort-cpu"}
     return {"ready": True, "why": "", "install": ""}
 
 

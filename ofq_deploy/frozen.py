@@ -101,6 +101,7 @@ class Frozen:
     """A frozen model.
 
     quantizers: name -> {"grid", "bits", "folded"}; linears: name -> {"grid", "bits"}
+    hashes:     sha256 of what it was frozen from, by file name
     arrays:     name -> array; names are torch's paths
     """
 
@@ -110,6 +111,7 @@ class Frozen:
     labels: tuple[str, ...]
     quantizers: dict[str, dict[str, Any]]
     linears: dict[str, dict[str, Any]]
+    hashes: dict[str, str]
     arrays: dict[str, Array] = field(repr=False)
 
     def __getitem__(self, name: str) -> Array:
@@ -188,6 +190,7 @@ def load_frozen(path: str | Path) -> Frozen:
             labels=tuple(header["labels"]),
             quantizers=header["quantizers"],
             linears=header["linears"],
+            hashes=dict(header["hashes"]),
             arrays=arrays,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OfqError) as error:

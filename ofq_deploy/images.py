@@ -33,8 +33,11 @@ class Preprocessing:
 
 def preprocess(image: "Image", how: Preprocessing) -> NDArray[np.float32]:
     """A PIL image as float32 [channels, size, size]; sizes round as torchvision's Resize and CenterCrop do."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # 16-bit greyscale: converting would saturate
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("L" if how.channels == 1 else "RGB")
     shorter = min(image.size)
     width, height = (int(how.resize * side / shorter) for side in image.size)

@@ -123,6 +123,18 @@ class Recipe:
         for key, value, most in (("seed", self.seed, 2**31), ("threads", self.threads, 1024)):
             if value > most:
                 raise RecipeError(f"recipe key {key!r} is {value}; it takes a number up to {most}")
+        for key, count in (
+            ("train.batch_size", self.train.batch_size),
+            ("train.calibration_images", self.train.calibration_images),
+        ):
+            if count < 1:
+                raise RecipeError(f"recipe key {key!r} is {count}; it takes a number from 1 up")
+        for key, share in (
+            ("teacher.label_smoothing", self.teacher.label_smoothing),
+            ("train.warmup", self.train.warmup),
+        ):
+            if share > 1:
+                raise RecipeError(f"recipe key {key!r} is {share}; it takes a share from 0 to 1")
         if self.cga.enabled and self.cga.qk == "mask" and self.quantization.weights != "statsq":
             raise RecipeError("recipe key 'cga.qk' is 'mask', which needs quantization.weights = 'statsq'")
 

@@ -9,6 +9,7 @@ manifest.json        format version, time, sha256 of each file, results, environ
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,11 +71,14 @@ def load_run(path: Path) -> Run:
 
 
 def newest_run(root: Path = RUNS) -> Run:
-    """The run under `root` whose manifest was created last."""
-    folders = [manifest.parent for manifest in root.glob("*/manifest.json")]
-    if not folders:
+    """The run right below `root` whose manifest was created last; hidden folders and damaged manifests are passed over."""
+    created = {}
+    for file in root.glob("[!.]*/manifest.json"):
+        with suppress(RunError):  # a damaged run hides no other; naming it shows what is wrong with it
+            created[file.parent] = str(_read_manifest(file.parent)["created"])
+    if not created:
         raise RunError(f"no run under {root}/; make one with: ofq-deploy train")
-    return load_run(max(folders, key=lambda folder: str(_read_manifest(folder)["created"])))
+    return load_run(max(created, key=lambda folder: created[folder]))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,12 +77,13 @@ def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
 
 
 def reference_run(model: ModelFile, roots: Iterable[Path]) -> Path | None:
-    """The folder of the frozen file that the model names: the model's own folder, or one right below a root."""
-    folders = [model.path.parent, *(folder for root in roots for folder in sorted(root.glob("*/")))]
-    for folder in folders:
+    """The folder of the frozen file that the model names: the model's own folder, or one or two levels below a root."""
+    below = (folder for root in roots for pattern in ("*/", "*/*/") for folder in sorted(root.glob(pattern)))
+    for folder in (model.path.parent, *below):
         frozen = folder / "frozen.safetensors"
-        if frozen.is_file() and sha256(frozen) == model.frozen_sha256:
-            return folder
+        with suppress(OSError):  # a folder that may not be read is not the one
+            if frozen.is_file() and sha256(frozen) == model.frozen_sha256:
+                return folder
     return None
 
 

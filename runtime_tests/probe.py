@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ofq_deploy.errors import OnnxFileError
+
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -29,7 +31,9 @@ def probe(model: Path, threads: int, batch: int) -> Cost:
         str(threads),
         str(batch),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise OnnxFileError(f"{model} cannot be run: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return Cost(**json.loads(done.stdout))
 
 
@@ -49,6 +53,11 @@ def _main(model: Path, threads: int, batch: int) -> None:
 
 
 def _peak_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: rusage would start at the parent's peak
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     import resource  # absent on Windows, where there is nothing like it
 
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes on Linux

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.frozen import Frozen
+from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests import oracle
 from ofq_deploy.runtime_tests.model_file import FORCED, decoder, open_model, with_forced_taps, with_taps
 from ofq_deploy.runtime_tests.ort import open_session, run_all
@@ -107,6 +108,30 @@ class FreeRun:
         return self.levels_differing == 0 and all(divergence.is_tie for divergence in self.divergences)
 
 
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """All three parts; `images` went through the operators one by one."""
+
+    images: int
+    weights: WeightProof
+    operators: tuple[OperatorProof, ...]  # the runtime's first
+    free_run: FreeRun
+
+    def faults(self) -> list[str]:
+        """What failed, one line each; empty when the proof holds."""
+        faults = [f"{name}.weight: stored codes differ from the frozen ones" for name in self.weights.layers]
+        faults += [f"{entry.witness}: {line}" for entry in self.operators for line in entry.faults()]
+        faults += [
+            f"free run: image {entry.image} leaves the oracle at {entry.operator}, and not by a tie"
+            for entry in self.free_run.divergences
+            if not entry.is_tie
+        ][:5]
+        if self.free_run.levels_differing:
+            count = self.free_run.levels_differing
+            faults.append(f"{count} codes differ between ONNX Runtime's optimization levels")
+        return faults
+
+
 def prove_weights(path: Path, frozen: Frozen) -> WeightProof:
     """Read every weight code back through the file's own decoder, executed by ONNX Runtime."""
     model, _ = open_model(path)
@@ -137,6 +162,7 @@ def prove_operators(
     frozen: Frozen,
     images: NDArray[np.float32],
     fed: Arrays | None,
+    report: Reporter,
     batches: tuple[int, ...] = (1, 3),
 ) -> list[OperatorProof]:
     """Feed every operator of the file, and of the oracle, the same codes; compare what comes out.
@@ -151,41 +177,49 @@ def prove_operators(
     session, dtypes = None, _tap_dtypes(path)
     ours: list[OperatorProof] = []
     torchs: list[OperatorProof] = []
-    for chosen in _cut(len(images), batches):
-        batch = images[chosen]
-        if fed is None:
-            free = oracle.run(frozen, batch)
-            given: Arrays = {**free.codes, **free.floats}
-        else:
-            given = {name: value[chosen] for name, value in fed.items()}
-        expected = oracle.run(frozen, batch, given)
-        feeds = {
-            _tap(name): _to_graph(frozen, name, value, dtypes) for name, value in given.items() if name != "logits"
-        }
-        session = session or open_session(with_forced_taps(model, feeds), threads=1)
-        outputs = run_all(session, {"image": batch, **{name + FORCED: value for name, value in feeds.items()}})
-        ours.append(_compare("ort-cpu", frozen, outputs, expected, RUNTIME_TIE))
-        if fed is not None:
-            torchs.append(_compare("torch", frozen, given, expected, TORCH_TIE))
+    pieces = list(_cut(len(images), batches))
+    with report.task(f"operators of {path.name}", len(pieces)) as advance:
+        for chosen in pieces:
+            batch = images[chosen]
+            if fed is None:
+                free = oracle.run(frozen, batch)
+                given: Arrays = {**free.codes, **free.floats}
+            else:
+                given = {name: value[chosen] for name, value in fed.items()}
+            expected = oracle.run(frozen, batch, given)
+            feeds = {
+                _tap(name): _to_graph(frozen, name, value, dtypes) for name, value in given.items() if name != "logits"
+            }
+            session = session or open_session(with_forced_taps(model, feeds), threads=1)
+            outputs = run_all(session, {"image": batch, **{name + FORCED: value for name, value in feeds.items()}})
+            ours.append(_compare("ort-cpu", frozen, outputs, expected, RUNTIME_TIE))
+            if fed is not None:
+                torchs.append(_compare("torch", frozen, given, expected, TORCH_TIE))
+            advance()
     return [_merge(proofs) for proofs in (ours, torchs) if proofs]
 
 
-def prove_free_run(path: Path, frozen: Frozen, images: NDArray[np.float32], batch: int = 32) -> FreeRun:
+def prove_free_run(
+    path: Path, frozen: Frozen, images: NDArray[np.float32], report: Reporter, batch: int = 32
+) -> FreeRun:
     """Run all images freely in ONNX Runtime, with and without its optimizer, and in the oracle."""
     model, _ = open_model(path)
     tapped = with_taps(model)
     optimized, plain = open_session(tapped, threads=1), open_session(tapped, threads=1, optimize=False)
     divergences: list[Divergence] = []
     different = compared = 0
-    for chosen in _cut(len(images), (batch,)):
-        outputs, other = (run_all(session, {"image": images[chosen]}) for session in (optimized, plain))
-        codes = [name for name in outputs if name.endswith(".codes")]
-        different += sum(int((outputs[name] != other[name]).sum()) for name in codes)
-        compared += sum(outputs[name].size for name in codes)
-        expected = oracle.run(frozen, images[chosen])
-        for image in range(chosen.stop - chosen.start):
-            found = _first_divergence(frozen, outputs, expected, image, chosen.start)
-            divergences += [found] if found else []
+    pieces = list(_cut(len(images), (batch,)))
+    with report.task(f"free runs of {path.name}", len(pieces)) as advance:
+        for chosen in pieces:
+            outputs, other = (run_all(session, {"image": images[chosen]}) for session in (optimized, plain))
+            codes = [name for name in outputs if name.endswith(".codes")]
+            different += sum(int((outputs[name] != other[name]).sum()) for name in codes)
+            compared += sum(outputs[name].size for name in codes)
+            expected = oracle.run(frozen, images[chosen])
+            for image in range(chosen.stop - chosen.start):
+                found = _first_divergence(frozen, outputs, expected, image, chosen.start)
+                divergences += [found] if found else []
+            advance()
     return FreeRun(len(images), tuple(divergences), different, compared)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ofq_deploy import api
+from ofq_deploy import api, validation
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.frozen import load_frozen
 from ofq_deploy.runtime_tests.model_file import open_model
@@ -49,7 +49,7 @@ def model(request: pytest.FixtureRequest, portable_model: Path, ort_model: Path)
 @pytest.fixture
 def judge(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[onnx.ModelProto], Any]:
     """Writes a model and validates it against the frozen file, with as few free runs as there are."""
-    monkeypatch.setattr(api, "FREE_RUN_BUDGET", 0.0)
+    monkeypatch.setattr(validation, "FREE_RUN_BUDGET", 0.0)
     frozen = Path(shutil.copyfile(tiny_run / "frozen.safetensors", tmp_path / "frozen.safetensors"))
 
     def validate(proto: onnx.ModelProto) -> dict[str, Any]:

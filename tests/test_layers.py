@@ -14,7 +14,13 @@ FORBIDDEN = {
     "runtime_tests": {"torch", "timm", "onnx_ir", "ofq_deploy.train", "ofq_deploy.export", "ofq_deploy.api"},
 }
 CALLABLE_PACKAGES = {"train/__init__.py", "export/__init__.py"}  # they forward a call to ofq_deploy.api
-API = {"api.py", "cli.py", "demo.py"}  # the only core modules that use sub-packages, inside function bodies
+API = {
+    "api.py",
+    "cli.py",
+    "demo.py",
+    "lookup.py",
+    "validation.py",
+}  # the only core modules that use sub-packages, inside function bodies
 
 
 def imported(path: Path, top_level: bool = False) -> set[str]:

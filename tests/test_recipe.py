@@ -50,7 +50,7 @@ recipes = st.builds(
     ),
     augmentation=st.builds(Augmentation, rotation=rates, flip=st.booleans()),
     teacher=st.builds(Teacher, epochs=counts, lr=rates),
-    train=st.builds(Training, epochs=counts, lr=rates, warmup=rates),
+    train=st.builds(Training, epochs=counts, lr=rates, warmup=st.floats(0, 1)),
     cga=st.builds(Annealing, enabled=st.booleans(), boundary_range=rates, qk=st.just("free")),
 )
 
@@ -260,7 +260,7 @@ def test_a_table_without_a_name_or_with_an_unknown_section_is_refused() -> None:
     [
         {"train.batch_size": 0},
         {"train.calibration_images": 0},
-        {"train.epochs": 0, "cga.enabled": False},
+        {"train.warmup": 1.5},
         {"model.name": "vit_of_nobody"},
         {"model.dim": 63},
         {"model.heads": 0},

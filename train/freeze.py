@@ -5,11 +5,13 @@ float64, and cast once to float32: every later consumer uses these constants and
 are exact in real arithmetic; flips of codes against torch are counted by the proof.
 """
 
+import hashlib
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save
 from torch import nn
 
 from ofq_deploy.errors import ModelError
@@ -57,7 +59,8 @@ def freeze(model: Any, config: Quantization, preprocessing: Preprocessing, label
         key_bias=getattr(block.attn, "key_bias", None) is not None,
         epsilon=float(model.norm.eps),
     )
-    return Frozen(architecture, config, preprocessing, labels, writer.quantizers, writer.linears, writer.arrays)
+    hashes = {"weights.safetensors": hashlib.sha256(save(model.state_dict())).hexdigest()}
+    return Frozen(architecture, config, preprocessing, labels, writer.quantizers, writer.linears, hashes, writer.arrays)
 
 
 class _Writer:

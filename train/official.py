@@ -142,13 +142,15 @@ def _check_settings(settings: dict[str, Any], attention: str) -> None:
 
 def _bits(settings: dict[str, Any], key: str, given: int | None, flag: str) -> int:
     stated = settings.get(key)
-    if stated is None and given is None:
-        raise ModelError(f"the checkpoint does not say its bits ({key}); pass {flag}")
-    if stated is not None and given is not None and stated != given:
+    if stated is None:
+        if given is None:
+            raise ModelError(f"the checkpoint does not say its bits ({key}); pass {flag}")
+        return given
+    if given is not None and stated != given:
         raise ModelError(
             f"the checkpoint says {key}={stated}, {flag} says {given}; leave {flag} out or give the right file"
         )
-    return int(stated if given is None else given)
+    return int(stated)
 
 
 def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> dict[str, Tensor]:
@@ -229,10 +231,10 @@ def _check_rows(model: Any) -> None:
 
 def _latent(own: dict[str, Tensor], base: Model, attention: str) -> dict[str, Tensor]:
     """The latent float weights under timm's names: the float model that the checkpoint holds."""
-    plain = ("cls_token", "dist_token", "pos_embed", "norm.weight", "norm.bias", "norm1.weight", "norm1.bias")
-    plain += ("norm2.weight", "norm2.bias")
+    plain = ["cls_token", "dist_token", "pos_embed"]
+    plain += [f"{name}.{part}" for name in ("norm", "norm1", "norm2") for part in ("weight", "bias")]
     linears = ("patch_embed.proj", "head", "head_dist", "attn.proj", "mlp.fc1", "mlp.fc2", "attn.qkv")
-    wanted = (*plain, *(f"{name}.{part}" for name in linears for part in ("weight", "bias")))
+    wanted = [*plain, *(f"{name}.{part}" for name in linears for part in ("weight", "bias"))]
     kept = {
         name: value
         for name, value in own.items()

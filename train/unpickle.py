@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ofq_deploy.errors import ModelError
 
-ALLOWED = [argparse.Namespace]
+ALLOWED: list[Any] = [argparse.Namespace]
 REFUSED = 3
 
 

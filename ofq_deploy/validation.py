@@ -1,0 +1,180 @@
+"""What `validate` does: gather the witnesses, prove, measure, and pass a verdict."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ofq_deploy.datasets import Split, load_dataset
+from ofq_deploy.errors import DataError, RunError
+from ofq_deploy.frozen import Frozen
+from ofq_deploy.lookup import Subject, find
+from ofq_deploy.progress import Reporter
+from ofq_deploy.runs import Run
+
+if TYPE_CHECKING:
+    from ofq_deploy.runtime_tests.accuracy import Accuracy
+    from ofq_deploy.runtime_tests.proof import Proof
+
+FREE_RUN_BUDGET = 2e9  # multiplications that the float64 oracle may spend on free runs (some seconds)
+
+
+def validate_model(
+    subject: str | Path | None,
+    run: Path | None,
+    data: str | None,
+    max_drop: float | None,
+    images: int,
+    report: Reporter,
+) -> dict[str, Any]:
+    """See ofq_deploy.api.validate."""
+    from ofq_deploy.runtime_tests.accuracy import measure_accuracy
+
+    found = find(subject, run)
+    frozen = _frozen_of(found, max_drop)
+    chosen = data or (found.run.recipe.data if found.run else "")
+    if not chosen:
+        raise DataError("the run does not name its data; pass --data NAME|PATH")
+    test = load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
+    student = None
+    if found.run is not None:
+        from ofq_deploy.train.reference import load_student
+
+        student = load_student(found.run, frozen)
+    proof = _prove(found, frozen, student, test, images, report)
+    accuracy = measure_accuracy(found.model.path, test, report)
+    result = _summary(found, proof, accuracy) | {"data": chosen, "test_images": len(test)}
+    faults = _metadata_faults(found, frozen) + proof.faults()
+    if found.run is not None:
+        result |= _agreement(student, test, accuracy, report)
+        result["top1_float"] = _float_top1(found.run, frozen, test, report)
+        result["drop_points"] = result["top1_float"] - accuracy.top1
+        if max_drop is not None and result["drop_points"] > max_drop:
+            faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
+    return result | {"passed": not faults, "faults": faults}
+
+
+def _frozen_of(found: Subject, max_drop: float | None) -> Frozen:
+    path = found.model.path
+    if found.model.target == "fp32":
+        raise RunError(f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench")
+    if found.frozen is None:
+        where = "beside it or under runs/"
+        raise RunError(f"no frozen file with the hash that {path} names was found {where}; pass it with --run")
+    if max_drop is not None and found.run is None:
+        raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
+    return found.frozen
+
+
+def _prove(found: Subject, frozen: Frozen, student: Any, test: Split, images: int, report: Reporter) -> "Proof":
+    from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
+
+    path, batch = found.model.path, test.images(range(min(images, len(test))))
+    weights = prove_weights(path, frozen)
+    fed = None
+    if student is not None:
+        from ofq_deploy.train.witness import witness
+
+        codes, floats = witness(student, batch)
+        fed = {**codes, **floats}
+    operators = prove_operators(path, frozen, batch, fed, report)
+    free = prove_free_run(path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report)
+    return Proof(len(batch), weights, tuple(operators), free)
+
+
+def _free_images(frozen: Frozen, least: int, most: int) -> int:
+    a = frozen.architecture
+    products = a.depth * a.tokens * a.dim * (4 * a.dim + 2 * a.hidden)
+    return min(most, max(least, int(FREE_RUN_BUDGET / products)))
+
+
+def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy") -> dict[str, Any]:
+    weights, operators, free = proof.weights, proof.operators, proof.free_run
+    return {
+        "model": str(found.model.path),
+        "backend": "ort-cpu",
+        "target": found.model.target,
+        "witnesses": [*(entry.witness for entry in operators), "oracle"],
+        "weights": {"codes_compared": weights.compared, "codes_differing": weights.differing},
+        "operators": [
+            {
+                "witness": entry.witness,
+                "images": proof.images,
+                "codes_compared": entry.compared,
+                "codes_differing": entry.differing,
+                "ties": entry.ties,
+                "worst_float_error": max(result.error for result in entry.floats),
+                "passed": entry.passed,
+            }
+            for entry in operators
+        ],
+        "free_run": {
+            "images": free.images,
+            "divergences": [asdict(divergence) for divergence in free.divergences],
+            "codes_between_optimization_levels": free.levels_compared,
+            "codes_differing_between_levels": free.levels_differing,
+        },
+        "codes_compared": weights.compared + operators[0].compared,
+        "codes_differing": weights.differing + operators[0].differing,
+        "ties": operators[0].ties,
+        "top1_runtime": accuracy.top1,
+    }
+
+
+def _metadata_faults(found: Subject, frozen: Frozen) -> list[str]:
+    """What the model says of itself is what predict and packages rely on."""
+    model = found.model
+    pairs = {
+        "labels": (model.labels, frozen.labels),
+        "preprocessing": (model.preprocessing, frozen.preprocessing),
+        "quantization": (model.quantization, asdict(frozen.quantization)),
+    }
+    return [
+        f"{field}: the model's metadata says otherwise than the frozen file"
+        for field, (own, reference) in pairs.items()
+        if own != reference
+    ]
+
+
+def _agreement(student: Any, test: Split, accuracy: "Accuracy", report: Reporter) -> dict[str, Any]:
+    """Runtime, torch float32 and torch float64 beside one another; the last two show the model's own noise."""
+    import torch
+
+    from ofq_deploy.train.reference import predict_classes
+
+    single = predict_classes(student, test, torch.float32, report)
+    double = predict_classes(student, test, torch.float64, report)
+    return {
+        "top1_torch": 100 * float((single == test.classes).mean()),
+        "agreement": 100 * float((accuracy.predictions == single).mean()),
+        "runtime_agrees_with_float64": int((accuracy.predictions == double).sum()),
+        "float32_agrees_with_float64": int((single == double).sum()),
+    }
+
+
+def _float_top1(run: Run, frozen: Frozen, test: Split, report: Reporter) -> float:
+    from ofq_deploy.export.fp32 import build_fp32
+    from ofq_deploy.export.write import write_checked
+    from ofq_deploy.runtime_tests.accuracy import measure_accuracy
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "the float model"
+        write_checked(build_fp32(frozen, run.file("teacher.safetensors")), path)
+        return measure_accuracy(path, test, report).top1
+
+
+def validate_golden(subject: str | Path | None, golden: Path, report: Reporter) -> dict[str, Any]:
+    """See ofq_deploy.api.validate."""
+    from ofq_deploy.frozen import load_frozen
+    from ofq_deploy.runs import load_run, newest_run
+    from ofq_deploy.runtime_tests.golden import compare_golden, load_golden
+    from ofq_deploy.train.reference import load_student, weight_units
+
+    expected = load_golden(golden)
+    run = newest_run() if subject is None else load_run(Path(subject))
+    frozen = load_frozen(run.file("frozen.safetensors"))
+    return {
+        "run": str(run.path),
+        "golden": str(golden),
+        **compare_golden(frozen, expected, weight_units(load_student(run, frozen)), report),
+    }

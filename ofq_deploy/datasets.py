@@ -72,8 +72,9 @@ def load_dataset(
     """The data set of that name, or the folder at that path, as square images of side `size`.
 
     A folder holds train/ and val/ (and test/, else val/ serves as both), or the class folders themselves, which are
-    then validation and test split; each of these holds one folder of images per class. A model brings its own `preprocessing` and `labels`: its classes are then found
-    by their folders' names, ImageNet's also by their WordNet ids.
+    then validation and test split; each of these holds one folder of images per class. A model brings its own
+    `preprocessing` and `labels`: its classes are then found by their folders' names, ImageNet's also by their
+    WordNet ids.
     Raises DataError for a path that is no such folder, is empty or holds no images, or classes that the model
     does not know.
     """

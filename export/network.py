@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.targets import Rescale, Target, rescale, zero_point
+from ofq_deploy.export.targets import Rescale, Steps, Target, rescale, zero_point
 from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu
@@ -32,6 +32,7 @@ def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str 
 
     Raises UnsupportedByTarget for an opset outside 20 to 26.
     """
+    target.check(frozen)
     opset = check_opset(default_opset(frozen) if opset is None else opset)
     return _Network(frozen, target, opset).model(metadata(frozen, target.name, sha256 or frozen_hash(frozen)))
 
@@ -175,7 +176,7 @@ class _Network:
         if scale.size > 1 or not self.target.takes_scalar_scales:
             scale = np.broadcast_to(scale.T if scale.ndim == 2 else scale, (a.heads, a.tokens))[None, :, None]
         to = Rescale(np.ascontiguousarray(scale))
-        scores = self.target.rescaled_product(b, name, left, right, _zero(quantizer), to)
+        scores = self.target.batched_product(b, name, left, right, self.zero(quantizer), to)
         if quantizer.step.size == 1:
             return scores
         steps = b.float(f"{name}.query_step", quantizer.step[:rows].reshape(1, 1, -1, 1))
@@ -200,8 +201,9 @@ class _Network:
         b, a, name = self.b, self.a, f"{attn}.scores.key_bias"
         real = b.cast(codes, ir.DataType.FLOAT, f"{name}.codes")
         row = b.op("MatMul", [real, b.float(name, bias.T)], f"{name}.product")
-        offset = -_zero(quantizer) * bias.astype(np.float64).sum(1)
-        row = b.op("Add", [row, b.float(f"{name}.offset", offset[None, None])], f"{name}.row")
+        if zero := self.zero(quantizer):
+            offset = -zero * bias.astype(np.float64).sum(1)
+            row = b.op("Add", [row, b.float(f"{name}.offset", offset[None, None])], f"{name}.row")
         if quantizer.step.size > 1:
             row = b.op("Mul", [row, b.float(f"{name}.step", quantizer.step.reshape(1, -1, 1))], f"{name}.stepped")
         row = b.transpose(row, (0, 2, 1), f"{name}.t")
@@ -218,12 +220,10 @@ class _Network:
             f"{attn}.v.heads",
         )
         scale = self.frozen[f"{name}.scale"].reshape(heads)
-        x = self.target.rescaled_product(b, name, p, v, 0, Rescale(scale))
+        x = self.target.batched_product(b, name, p, v, 0, Rescale(scale))
         row_sum = self.frozen.get(f"{name}.row_sum")
         if row_sum is not None:
-            ones = b.constant(f"ones.{a.tokens}", np.ones((a.tokens, 1), dtype=np.int8))
-            total = b.op("MatMulInteger", [p, ones, zero_point(b, 0)], f"{name}.row_sum.total")
-            real = b.cast(total, ir.DataType.FLOAT, f"{name}.row_sum.real")
+            real = self.target.row_sum(b, f"{name}.row_sum", p, a.tokens)
             shift = b.op("Mul", [real, b.float(f"{name}.row_sum", row_sum.reshape(heads))], f"{name}.row_sum.out")
             x = b.op("Add", [x, shift], f"{name}.shifted")
         p_step = self.frozen.quantizer(f"{attn}.softmax").step
@@ -278,32 +278,21 @@ class _Network:
         left: bool = True,
         output: str | None = None,
     ) -> ir.Value:
-        """Divide by the step, round, clip: the codes of quantizer `name`, uint8 for the left operand of a product
-        or int8 for the right one. One step, or one per index of `axis`.
+        """Divide by the step, round, clip: the codes of quantizer `name`, for the left or the right operand of a
+        product. One step, or one per index of `axis`.
         """
-        b, quantizer = self.b, self.frozen.quantizer(name)
-        output = output or f"{name}.codes"
-        low, high = quantizer.range
-        zero = _zero(quantizer) if left else 0
-        dtype = np.uint8 if left else np.int8
-        limits = np.iinfo(dtype)
-        clipped = (low + zero, high + zero) != (limits.min, limits.max)
-        steps = b.float(f"{output}.step", step if step.size > 1 else step.reshape(()))
-        zeros = b.constant(
-            f"zero_{dtype.__name__}_{zero}x{step.size}", np.full(np.shape(step) if step.size > 1 else (), zero, dtype)
+        steps = Steps(step, axis)
+        return self.target.quantize(
+            self.b, x, output or f"{name}.codes", steps, self.frozen.quantizer(name).range, left
         )
-        attributes = {"axis": axis} if step.size > 1 else {}
-        codes = b.op("QuantizeLinear", [x, steps, zeros], f"{output}.rounded" if clipped else output, attributes)
-        if not clipped:
-            return codes
-        top = b.constant(f"limit_{dtype.__name__}_{high + zero}", dtype(high + zero))
-        if left:  # saturation at 0 already is the lower limit
-            return b.op("Min", [codes, top], output)
-        return b.op("Clip", [codes, b.constant(f"limit_int8_{low}", np.int8(low)), top], output)
 
     def quantize_tokens(self, x: ir.Value, name: str, rows: int, axis: int = 1) -> ir.Value:
         step = self.frozen.quantizer(name).step
         return self.quantize(x, name, step if step.size == 1 else step[:rows], axis)
+
+    def zero(self, quantizer: Quantizer) -> int:
+        """What its codes are offset by as the left operand of a product."""
+        return self.target.left_zero(quantizer.range)
 
     def linear(self, codes: ir.Value, name: str, input_name: str, rows: int) -> ir.Value:
         """float32 [batch, rows, out]"""
@@ -340,13 +329,13 @@ class _Network:
         weight = packing.weight(self.b, name, linear, self.opset, columns)
         if packing.is_wide(linear):
             return self.wide_product(name, codes, weight, linear, quantizer, to)
-        return self.target.rescaled_product(self.b, name, codes, weight, _zero(quantizer), to)
+        return self.target.linear_product(self.b, name, codes, weight, self.zero(quantizer), to)
 
     def wide_product(
         self, name: str, codes: ir.Value, weight: ir.Value, linear: Linear, quantizer: Quantizer, to: Rescale
     ) -> ir.Value:
         """a @ (2 k + 1) = 2 (a @ k) + sum(a), exact in int32."""
-        b, zero = self.b, zero_point(self.b, _zero(quantizer))
+        b, zero = self.b, zero_point(self.b, self.zero(quantizer))
         half = b.op("MatMulInteger", [codes, weight, zero], f"{name}.half_total")
         doubled = b.op("Mul", [half, b.constant("two_int32", np.int32(2))], f"{name}.doubled")
         width = linear.codes.shape[1]
@@ -357,8 +346,3 @@ class _Network:
         if to.bias is None:
             return out
         return b.op("Add", [out, b.float(f"{name}.bias", to.bias.reshape(1, 1, -1))], f"{name}.out")
-
-
-def _zero(quantizer: Quantizer) -> int:
-    """The zero point of codes kept as uint8."""
-    return -quantizer.range[0]

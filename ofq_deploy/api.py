@@ -5,10 +5,11 @@ Sub-packages are imported inside the functions: whoever only exports never loads
 
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.errors import DataError, RecipeError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, ModelError, RecipeError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
@@ -19,6 +20,7 @@ from ofq_deploy.runs import RUNS, Run, load_run, newest_run, write_manifest
 if TYPE_CHECKING:
     from torch import nn
 
+    from ofq_deploy.datasets import Dataset
     from ofq_deploy.images import Preprocessing
 
 __all__ = [
@@ -66,27 +68,32 @@ def train(
     overrides: dotted recipe keys, as {"train.epochs": 1}
     device:    "auto", "cpu" or "cuda"
 
-    The float teacher is trained first and kept in `.teachers` beside the run folder, for the next run that needs
+    The float teacher is trained first, or read from the recipe's `init`, and kept in `.teachers` beside the run folder, for the next run that needs
     the same one. Raises RecipeError, DataError, ModelError and OutputError.
     """
     report = report or Reporter()
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     chosen = override(chosen, overrides or {})
-    if Path(chosen.data).is_dir():
-        chosen = override(chosen, {"data": str(Path(chosen.data).resolve())})  # for later commands, from anywhere
+    for key, value in (("data", chosen.data), ("init", chosen.init)):
+        if value and Path(value).exists():
+            chosen = override(chosen, {key: str(Path(value).resolve())})  # for later commands, from anywhere
     path = Path(output) if output else RUNS / chosen.name
     refuse_existing(path, force)
 
     import torch
     from safetensors.torch import save
 
-    from ofq_deploy.datasets import load_dataset
     from ofq_deploy.train.freeze import freeze as freeze_model
     from ofq_deploy.train.loop import top1, train_student
+    from ofq_deploy.train.pretrained import model_of, read_weights
     from ofq_deploy.train.teacher import float_teacher
 
     device = _device(device)
-    data = load_dataset(chosen.data, chosen.model.image_size)
+    weights = None
+    if chosen.init:
+        weights = read_weights(Path(chosen.init))
+        chosen = replace(chosen, model=model_of(weights, chosen.model))
+    data = _training_data(chosen, weights)
     if not len(data.train) or len(data.labels) < 2:
         raise DataError(f"{chosen.data} cannot be trained on; expected train/ and val/ with at least two class folders")
     threads = torch.get_num_threads()
@@ -96,15 +103,16 @@ def train(
             folder.mkdir()
             metrics = folder / "metrics.jsonl"
             metrics.touch()
-            teacher = float_teacher(chosen, data, path.parent / ".teachers", metrics, device, report)
+            teacher = float_teacher(chosen, data, weights, path.parent / ".teachers", metrics, device, report)
             teacher_bytes = save(teacher.state_dict())
             torch.manual_seed(chosen.seed)
             report.say(f"training {chosen.name} ({chosen.quantization.label}) on {data.name}")
             student = train_student(teacher, chosen, data, metrics, device, report)
+            test_top1 = top1(student, data.test)
             results = {
                 "teacher_test_top1": top1(teacher.to("cpu"), data.test),
-                "validation_top1": top1(student, data.validation),
-                "test_top1": top1(student, data.test),
+                "validation_top1": test_top1 if data.validation is data.test else top1(student, data.validation),
+                "test_top1": test_top1,
             }
             frozen = freeze_model(student, chosen.quantization, data.preprocessing, data.labels)
             _fill_run(folder, chosen, save(student.state_dict()), teacher_bytes, frozen, results)
@@ -306,6 +314,27 @@ def _fill_run(
     (folder / "teacher.safetensors").write_bytes(teacher)
     save_frozen(frozen, folder / "frozen.safetensors")
     write_manifest(folder, recipe.name, results)
+
+
+def _training_data(recipe: Recipe, weights: Any) -> "Dataset":
+    """The recipe's data; under its 1000 classes when the weights and the folders are ImageNet's."""
+    from ofq_deploy import imagenet
+    from ofq_deploy.datasets import load_dataset
+
+    size = recipe.model.image_size
+    data = load_dataset(recipe.data, size)
+    if weights is None:
+        return data
+    from ofq_deploy.train.pretrained import channels_of, classes_of
+
+    if channels_of(weights) != data.preprocessing.channels:
+        raise ModelError(
+            f"{recipe.init} takes images of {channels_of(weights)} channels, {recipe.data} has "
+            f"{data.preprocessing.channels}; pass other weights or --data FOLDER"
+        )
+    if classes_of(weights) == imagenet.CLASSES and set(data.labels) <= {*imagenet.wnids(), *imagenet.names()}:
+        return load_dataset(recipe.data, size, labels=imagenet.names())
+    return data
 
 
 def _build(source: Run, target: str, opset: int | None) -> Any:

@@ -106,6 +106,9 @@ def train(
     weight_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
     act_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
     attention: Annotated[str | None, typer.Option(help="qkr (reparameterized) or qk (apart).")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Start from weights of a timm ViT or DeiT: .safetensors or .pth.")
+    ] = None,
     act_step: Annotated[str | None, typer.Option(help="Activation steps per token or per tensor.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weight quantizer: statsq or lsq.")] = None,
     cga: Annotated[bool | None, typer.Option("--cga/--no-cga", help="Confidence-guided annealing at the end.")] = None,
@@ -131,6 +134,7 @@ def train(
         "quantization.act_bits": act_bits,
         "quantization.attention": attention,
         "quantization.act_step": act_step,
+        "init": str(init) if init else None,
         "quantization.weights": weights,
         "cga.enabled": cga,
         "train.epochs": epochs,
@@ -417,6 +421,7 @@ def _golden_text(result: dict[str, Any]) -> str:
         f"codes of {row['operator']}: {row['differing']} of {row['compared']:,} differ, {row['ties']} of them ties"
         for row in result["activations"]
     ]
+    lines += [f"{row['operator']}: equal to {row['error']:.1e} of its largest value" for row in result["floats"]]
     for row in result["blocks"]:
         flips = "".join(f"; flipped {f['operator']} {f['index']}, {f['distance']:.1e} from a tie" for f in row["flips"])
         lines.append(f"{row['block']}: {'equal' if row['passed'] else 'DIFFERS'} to {row['max_error']:.1e}{flips}")

@@ -119,11 +119,12 @@ def _folder(root: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Da
         raise DataError(f"no data set {str(root)!r}: it is neither 'digits' nor a folder of images")
     layered = (root / "val").is_dir()
     validation = root / "val" if layered else root
-    test = root / "test" if (root / "test").is_dir() and layered else validation
+    test = root / "test" if (root / "test").is_dir() and layered else None
     train = root / "train" if (root / "train").is_dir() and layered else None
     folders = tuple(sorted(folder.name for folder in (train or validation).iterdir() if folder.is_dir()))
     classes = _class_indices(folders, known, train or validation)
-    splits = [_folder_split(part, classes, how) if part else _NOTHING for part in (train, validation, test)]
+    splits = [_folder_split(part, classes, how) if part else _NOTHING for part in (train, validation)]
+    splits.append(_folder_split(test, classes, how) if test else splits[1])
     files = [(str(path.relative_to(root)), path.stat()) for path in sorted(root.rglob("*")) if path.is_file()]
     listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     fingerprint = hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()

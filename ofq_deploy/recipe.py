@@ -70,6 +70,7 @@ class Augmentation:
     scale: float = 0.1  # share, either way
     shift: float = 0.0625  # share of the image side, either way
     flip: bool = False  # mirror half of the images
+    crop: float = 1.0  # smallest share of the area that a random crop keeps (of any aspect from 3/4 to 4/3); 1 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,12 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Quantization-aware training: AdamW, linear warm-up, cosine to 1 % of the peak rate, per step."""
+    """Quantization-aware training: AdamW, linear warm-up, then a cosine, per step."""
 
     epochs: int = 36
     batch_size: int = 64  # also the constant batch in LSQ's gradient scale
     lr: float = 2e-3
+    final_lr: float = 0.01  # where the cosine ends, as a share of lr
     weight_decay: float = 0.05  # of weights with two or more axes
     warmup: float = 0.05  # share of the steps
     calibration_images: int = 256
@@ -108,6 +110,7 @@ class Annealing:
 class Recipe:
     name: str
     data: str = "digits"
+    init: str = ""  # weights of a timm ViT or DeiT (.safetensors, .pth) that replace the trained float teacher
     seed: int = 0
     threads: int = 1
     model: Model = field(default_factory=Model)
@@ -132,6 +135,8 @@ class Recipe:
         for key, share in (
             ("teacher.label_smoothing", self.teacher.label_smoothing),
             ("train.warmup", self.train.warmup),
+            ("train.final_lr", self.train.final_lr),
+            ("augmentation.crop", self.augmentation.crop),
         ):
             if share > 1:
                 raise RecipeError(f"recipe key {key!r} is {share}; it takes a share from 0 to 1")

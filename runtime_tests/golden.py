@@ -5,6 +5,8 @@ changes a block's output visibly. So a block that is fed the golden input must g
 or do so after flipping a few codes that lie next to a threshold, which are listed.
 """
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +19,20 @@ from ofq_deploy.errors import DataError
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests import oracle
-from ofq_deploy.runtime_tests.parity import RUNTIME_TIE, TIE_SHARE, TORCH_TIE, compare_codes
+from ofq_deploy.runtime_tests.parity import (
+    RUNTIME_TIE,
+    TIE_SHARE,
+    TORCH_TIE,
+    FloatParity,
+    compare_codes,
+    compare_floats,
+)
 
 TOLERANCE = 5e-6
 MOST_FLIPS = 8
 STEP_ULP = 2
 
-# Golden names (code_*, step_*) of weights and of block 0's quantizers, and ours.
+# Golden names (code_*, step_*) of weights and of quantizers outside of the later blocks, and ours.
 WEIGHTS = {
     "w_qk": "blocks.0.attn.z",
     "w_wv": "blocks.0.attn.v",
@@ -46,6 +55,8 @@ ACTIVATIONS = {
     "proj_in": "blocks.0.attn.proj.input",
     "fc1_in": "blocks.0.mlp.fc1.input",
     "fc2_in": "blocks.0.mlp.fc2.input",
+    "head_in": "head.input",
+    "head_dist_in": "head_dist.input",
 }
 # Quantizers whose codes reach every row of a block's output; the others stay within the row of their token.
 GLOBAL = ("attn.input", "attn.k", "attn.v", "attn.z")
@@ -82,11 +93,11 @@ def load_golden(path: Path) -> Golden:
     Raises DataError when it is missing, cut, or lacks images, blocks or logits.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             golden = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"no golden file {path}") from error
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is no whole .npz file ({error})") from error
     missing = [name for name in ("images", "blocks", "logits_f32") if name not in golden]
     if missing:
@@ -100,16 +111,12 @@ def compare_golden(
     """Everything that the golden file holds, compared; a JSON table with "passed" and "faults".
 
     weight_units: float64 [out, in] by linear: where each latent weight lies on the code axis
-    Raises DataError when the golden file is of another architecture.
+    Raises DataError, naming the array, when the golden file is of another architecture or form.
     """
     a = frozen.architecture
-    expected = (a.depth + 1, len(golden["images"]), a.tokens, a.dim)
-    if golden["blocks"].shape != expected:
-        raise DataError(
-            f"the golden blocks are {golden['blocks'].shape}, the model needs {expected}: another architecture"
-        )
+    _check(frozen, golden)
     weights = [_compare_weight(frozen, golden, key, name, weight_units) for key, name in _present(golden, WEIGHTS)]
-    activations = _compare_activations(frozen, golden)
+    activations, floats = _compare_forced(frozen, golden)
     blocks = []
     with report.task("golden blocks", a.depth) as advance:
         for index in range(a.depth):
@@ -123,16 +130,65 @@ def compare_golden(
     ties, compared = (sum(row[key] for row in activations) for key in ("ties", "compared"))
     if ties > max(1.0, TIE_SHARE * compared):
         faults.append(f"{ties} ties among {compared} activation codes are more than {TIE_SHARE:.2%}")
+    faults += [f"{row.operator}: off by {row.error:.2g} of its largest value" for row in floats if not row.passed]
     for row in blocks:
         faults += [] if row["passed"] else [f"{row['block']}: output differs by {row['max_error']:.2g}"]
     return {
         "weights": weights,
         "activations": activations,
+        "floats": [asdict(row) | {"passed": row.passed} for row in floats],
         "blocks": blocks,
         "images": len(golden["images"]),
         "same_prediction": agreeing,
         "passed": not faults,
         "faults": faults,
+    }
+
+
+def _check(frozen: Frozen, golden: Golden) -> None:
+    """Every array that is there must have the model's shape and a fitting type; a code needs its step."""
+    expected = _shapes(frozen, len(golden["images"]))
+    for name, values in golden.items():
+        if name in ("images", "blocks", "logits_f32") or name.startswith("code_"):
+            if name not in expected:
+                raise DataError(f"the golden file has {name}, which this form of the model does not have")
+            if values.size != np.prod(expected[name]) or values.shape[:1] != expected[name][:1]:
+                raise DataError(
+                    f"{name} of the golden file is {values.shape}, the model needs {expected[name]}: "
+                    "another architecture"
+                )
+            kind = np.integer if name.startswith("code_") else np.floating
+            if not np.issubdtype(values.dtype, kind):
+                raise DataError(f"{name} of the golden file holds {values.dtype}, expected {kind.__name__} values")
+    for key, _ in _present(golden, WEIGHTS):
+        if f"step_{key}" not in golden:
+            raise DataError(f"the golden file has code_{key} and lacks step_{key}")
+
+
+def _shapes(frozen: Frozen, images: int) -> dict[str, tuple[int, ...]]:
+    """The arrays that a golden file of this model can hold."""
+    a = frozen.architecture
+    tokens, heads = (images, a.tokens), (images, a.heads)
+    codes: dict[str, tuple[int, ...]] = {
+        "image": (images, a.channels, a.image_size, a.image_size),
+        **dict.fromkeys(("x", "v", "proj_in", "fc1_in"), (*tokens, a.dim)),
+        "fc2_in": (*tokens, a.hidden),
+        "p": (*heads, a.tokens, a.tokens),
+        **{f"{head}_in": (images, a.dim) for head in frozen.heads},
+    }
+    if frozen.quantization.attention == "qkr":
+        codes["z"] = (*tokens, a.heads, a.dim)
+    else:
+        codes |= dict.fromkeys(("q", "k"), (*heads, a.tokens, a.head_dim))
+        codes["w_qkv"] = (3 * a.dim, a.dim)
+    codes |= {key: frozen.linear(name).codes.shape for key, name in WEIGHTS.items() if name in frozen.linears}
+    if frozen.quantization.attention == "qk":
+        codes.pop("w_wv")
+    return {
+        "images": codes["image"],
+        "blocks": (a.depth + 1, *tokens, a.dim),
+        "logits_f32": (images, a.classes),
+        **{f"code_{key}": shape for key, shape in codes.items()},
     }
 
 
@@ -168,20 +224,27 @@ def _compare_weight(
     return {"name": name, **counts, "step_ulp": ulp, "verdict": verdict}
 
 
-def _compare_activations(frozen: Frozen, golden: Golden) -> list[dict[str, Any]]:
-    """Teacher-forced: image quantizer and block 0, every operator fed the golden codes before it."""
+def _compare_forced(frozen: Frozen, golden: Golden) -> tuple[list[dict[str, Any]], list[FloatParity]]:
+    """Teacher-forced: image quantizer, block 0 and heads, every operator fed the golden codes before it; and what
+    the stem and the heads make of these codes.
+    """
     forced: dict[str, NDArray[Any]] = {
         name: _layout(key, golden[f"code_{key}"]) for key, name in _present(golden, ACTIVATIONS)
     }
     trace = oracle.Trace(forced=dict(forced))
+    first, last = (golden["blocks"][index].astype(np.float64) for index in (0, -1))
     oracle.run_stem(frozen, golden["images"].astype(np.float64), trace)
-    tokens = frozen.architecture.tokens
-    oracle.run_block(frozen, "blocks.0", golden["blocks"][0].astype(np.float64), tokens, trace)
+    oracle.run_block(frozen, "blocks.0", first, frozen.architecture.tokens, trace)
+    oracle.run_heads(frozen, last, trace)
     rows = []
     for name, codes in forced.items():
         result = compare_codes(name, codes.astype(np.int16), trace.codes[name], trace.units[name], TORCH_TIE)
         rows.append(asdict(result) | {"mismatches": result.mismatches})
-    return rows
+    floats = [
+        compare_floats(name, value, trace.floats[name])
+        for name, value in (("embedding", golden["blocks"][0]), ("logits", golden["logits_f32"]))
+    ]
+    return rows, floats
 
 
 def _layout(key: str, codes: NDArray[Any]) -> NDArray[Any]:

@@ -35,7 +35,9 @@ class ModelFile:
 
 
 def read_model(path: Path) -> "onnx.ModelProto":
-    """Parse an ONNX file; OnnxFileError when it is missing or cut."""
+    """Parse an ONNX file, every node named (after its first output if not at all); OnnxFileError when it is
+    missing or cut.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -49,6 +51,8 @@ def read_model(path: Path) -> "onnx.ModelProto":
         raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
+    for node in model.graph.node:
+        node.name = node.name or node.output[0]
     return model
 
 

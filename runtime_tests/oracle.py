@@ -53,7 +53,7 @@ def run(frozen: Frozen, images: NDArray[np.float32], forced: dict[str, NDArray[n
     for index, name in enumerate(frozen.blocks):
         last = index == frozen.architecture.depth - 1
         x = run_block(frozen, name, x, frozen.architecture.prefix if last else frozen.architecture.tokens, trace)
-    trace.tap("logits", _heads(frozen, x, trace))
+    run_heads(frozen, x, trace)
     return trace
 
 
@@ -140,7 +140,8 @@ def _context(frozen: Frozen, attn: str, p: Codes, v: Codes) -> Double:
     return context if bias is None else context + bias
 
 
-def _heads(frozen: Frozen, x: Double, trace: Trace) -> Double:
+def run_heads(frozen: Frozen, x: Double, trace: Trace) -> Double:
+    """Class tokens [batch, prefix or more, dim] to logits [batch, classes]."""
     x = _layer_norm(frozen, "norm", x)
     logits = np.zeros(())
     for token, head in enumerate(frozen.heads):
@@ -148,7 +149,7 @@ def _heads(frozen: Frozen, x: Double, trace: Trace) -> Double:
         h = x[:, token] if before is None else x[:, token] + before
         codes = trace.quantize(f"{head}.input", h / quantizer.step.astype(np.float64), quantizer)
         logits = logits + _affine(frozen.linear(head), codes)
-    return logits
+    return trace.tap("logits", logits)
 
 
 def integer_product(a: NDArray[np.integer], b: NDArray[np.integer]) -> NDArray[np.int32]:

@@ -387,7 +387,7 @@ def test_validate_against_a_frozen_file_alone_needs_no_torch(run_copy: Path, tmp
         (["--act-bits", 9], "quantization.act_bits is 9; quantizers exist for 2 to 8 bits"),
         (["--attention", "both"], "recipe key 'quantization.attention' is 'both'; it takes 'qkr' or 'qk'"),
         (["--set", "train.lr=nan"], "recipe key 'train.lr' is nan; it takes a finite number from 0 up"),
-        (["digits-w1a1"], "no recipe 'digits-w1a1'; built in: digits-w2a2, digits-w4a4; or give a .toml file"),
+        (["digits-w1a1"], "no recipe 'digits-w1a1'; built in: digits-w2a2, digits-w4a4, finetune; or give a .toml file"),
         (["absent.toml"], "cannot read recipe absent.toml: No such file or directory"),
         (["--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
         (["--data", "absent"], "no data set 'absent': it is neither 'digits' nor a folder of images"),

@@ -20,6 +20,7 @@ from ofq_deploy.train.convert import calibrate, convert
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 CALIBRATION_SEED = 7919
+WATCHED_IMAGES = 400  # of the validation split, after every epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def train_teacher(model: Any, recipe: Recipe, data: Dataset, metrics: Path, devi
         return torch.stack(losses).mean()
 
     def rate(step: int, steps: int) -> float:
-        return learning_rate(step, steps, config.lr, recipe.train.warmup)
+        return learning_rate(step, steps, config.lr, recipe.train.warmup, recipe.train.final_lr)
 
     _train(model, recipe, data, [Phase("teacher", config.epochs, rate, loss)], metrics, device, report)
 
@@ -70,7 +71,7 @@ def train_student(
         return F.cross_entropy(heads[0], classes) + F.cross_entropy(heads[-1], target)
 
     def rate(step: int, steps: int) -> float:
-        return learning_rate(step, steps, recipe.train.lr, recipe.train.warmup)
+        return learning_rate(step, steps, recipe.train.lr, recipe.train.warmup, recipe.train.final_lr)
 
     phases = [Phase("quantized", recipe.train.epochs, rate, loss)]
     if recipe.cga.enabled:
@@ -121,6 +122,7 @@ def _train(
     batch = min(recipe.train.batch_size, len(data.train))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.train.weight_decay), fused=True)
     per_epoch, start = len(data.train) // batch, time.monotonic()
+    watched = _sample(data.validation, WATCHED_IMAGES)
     epoch_index = 0
     for phase in phases:
         if phase.boundary_range is not None:
@@ -153,7 +155,7 @@ def _train(
                     "epoch": epoch,
                     "loss": round(torch.stack(losses).mean().item(), 6),
                     "learning_rate": rate,
-                    "validation_top1": round(top1(model, data.validation, device), 3),
+                    "validation_top1": round(top1(model, watched, device), 3),
                     "seconds": round(time.monotonic() - start, 2),
                 }
                 if shares:
@@ -162,3 +164,11 @@ def _train(
                     file.write(json.dumps(row) + "\n")
                 epoch_index += 1
     model.eval().to("cpu")
+
+
+def _sample(split: Split, count: int) -> Split:
+    """At most `count` images of a split, always the same ones."""
+    if len(split) <= count:
+        return split
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(CALIBRATION_SEED))[:count].numpy()
+    return Split(split.classes[chosen], lambda index: split.load(int(chosen[index])))

@@ -6,6 +6,7 @@ are dropped. The official QKR form has no query bias.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,8 +59,9 @@ def load_official(file: Checkpoint, weight_bits: int | None = None, act_bits: in
         name: value for name, value in model.state_dict().items() if not name.endswith(("initialized", "signed"))
     }
     for name, value in own.items():
-        if expected[name].numel() != value.numel():
-            raise ModelError(f"{name} has {value.numel()} values, expected {tuple(expected[name].shape)}")
+        is_flat = name.endswith((".step", ".before", ".after"))  # the file keeps these as flat vectors
+        if expected[name].numel() != value.numel() or not (is_flat or expected[name].shape == value.shape):
+            raise ModelError(f"{name} has the shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
     loaded = {name: own[name].reshape(expected[name].shape) for name in expected}
     flags = {name: torch.tensor(True) for name in model.state_dict() if name.endswith("initialized")}
     signed = {name: value for name, value in model.state_dict().items() if name.endswith("signed")}
@@ -91,16 +93,22 @@ class _Reader:
 
     def clip(self, name: str) -> None:
         value = self.take(f"{name}.clip_val")
-        if value.numel() and value.item() != CLIP:
+        if value.numel() and (value.numel() != 1 or value.item() != CLIP):
             raise ModelError(
-                f"{name}.clip_val is {value.item():g}, expected {CLIP:g}: another quantizer trained this file"
+                f"{name}.clip_val is {value.flatten().tolist()[:3]}, expected {CLIP:g}: another quantizer trained this file"
             )
+
+    def without_effect(self, name: str, size: int) -> None:
+        """A tensor that no output depends on."""
+        value = self.take(name)
+        if value.numel() not in (0, size):
+            raise ModelError(f"{name} has the shape {tuple(value.shape)}, expected {(size,)}")
 
     def finish(self) -> None:
         if self.missing:
             few = ", ".join(self.missing[:3])
-            steps = sum(name.endswith("input_quant_fn.s") for name in self.missing)
-            hint = "; it was saved before its steps were set: run one training step first" if steps > 2 else ""
+            only_steps = all(name.endswith("_fn.s") for name in self.missing)
+            hint = "; it was saved before its steps were set: run one training step first" if only_steps else ""
             raise ModelError(f"the checkpoint lacks {len(self.missing)} tensors: {few}{hint}")
         strangers = sorted(set(self.state) - self.used)
         if strangers:
@@ -109,8 +117,13 @@ class _Reader:
 
 def _sizes(state: dict[str, Tensor]) -> tuple[Model, str]:
     """The architecture that the shapes tell, and the attention form that the keys tell."""
-    if "cls_token" not in state or "patch_embed.proj.weight" not in state or "pos_embed" not in state:
-        raise ModelError("the checkpoint is no DeiT of OFQ's official code: it has no class token or patch embedding")
+    axes = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "head.bias": 1}
+    for name, count in axes.items():
+        if name not in state or state[name].ndim != count:
+            found = f"its shape is {tuple(state[name].shape)}" if name in state else "it is missing"
+            raise ModelError(
+                f"the checkpoint is no DeiT of OFQ's official code: {name} should have {count} axes, {found}"
+            )
     if "blocks.0.mlp.fc1.lsqw_fn.s" in state:
         raise ModelError("the checkpoint has LSQ weights (mlp.fc1.lsqw_fn); only StatsQ checkpoints can be imported")
     if "blocks.0.attn.quant_x_4_qkv.move_b4.bias" in state:
@@ -122,11 +135,11 @@ def _sizes(state: dict[str, Tensor]) -> tuple[Model, str]:
             "the checkpoint is not quantized by OFQ: blocks.0.attn has neither quant_x_4_qkv nor qkv.move_b4"
         )
     dim, distilled = state["cls_token"].shape[-1], "dist_token" in state
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    depth = 1 + max(int(match[1]) for match in map(re.compile(r"blocks\.(\d+)\.").match, state) if match)
     patch = state["patch_embed.proj.weight"].shape[-1]
-    patches = state["pos_embed"].shape[1] - (2 if distilled else 1)
+    patches = max(0, state["pos_embed"].shape[1] - (2 if distilled else 1))
     side = math.isqrt(patches)
-    if side * side != patches or dim % HEAD_DIM or "head.bias" not in state:
+    if side * side != patches or not patches or dim % HEAD_DIM:
         raise ModelError(
             f"the checkpoint is no DeiT: {patches} patches of width {dim}; expected a square and heads of {HEAD_DIM}"
         )
@@ -146,11 +159,13 @@ def _bits(settings: dict[str, Any], key: str, given: int | None, flag: str) -> i
         if given is None:
             raise ModelError(f"the checkpoint does not say its bits ({key}); pass {flag}")
         return given
+    if type(stated) is not int:
+        raise ModelError(f"the checkpoint says {key}={stated!r}, expected a whole number from 2 to 8")
     if given is not None and stated != given:
         raise ModelError(
             f"the checkpoint says {key}={stated}, {flag} says {given}; leave {flag} out or give the right file"
         )
-    return int(stated)
+    return stated
 
 
 def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> dict[str, Tensor]:
@@ -174,7 +189,10 @@ def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> di
         own[name] = take(name)
     quantized_linear("patch_embed.proj", "patch_embed.proj")
     own["patch_embed.proj.weight_quant.step"] = take("patch_embed.proj.lsqw_fn.s")
-    taken.signed = take("patch_embed.proj.input_quant_fn.signed").reshape(-1)[:1].any()
+    signed = take("patch_embed.proj.input_quant_fn.signed")
+    if "patch_embed.proj.input_quant_fn.signed" not in taken.missing and signed.numel() != 1:
+        raise ModelError(f"patch_embed.proj.input_quant_fn.signed has the shape {tuple(signed.shape)}, expected (1,)")
+    taken.signed = signed.any()
     for head in ["head", "head_dist"][: len(prefix)]:
         quantized_linear(head, head)
         own[f"{head}.weight_quant.step"] = take(f"{head}.lsqw_fn.s")
@@ -200,7 +218,7 @@ def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> di
                 take(f"{attn}.move_qkx_b4.bias"),
             )
             own[f"{attn}.v.before"] = take(f"{attn}.move_v_b4.bias")
-            take(f"{attn}.move_qkx_aft.bias")
+            taken.without_effect(f"{attn}.move_qkx_aft.bias", base.heads * base.dim)
             taken.clip(f"{attn}.qk_quant")
             taken.clip(f"{attn}.v_quant")
         else:
@@ -212,7 +230,7 @@ def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> di
                 own[f"{attn}.{part}.before"] = shift
             own[f"{attn}.q.step"], own[f"{attn}.k.step"] = take(f"{attn}.quan_a_q_fn.s"), take(f"{attn}.quan_a_k_fn.s")
             own[f"{attn}.q.after"] = take(f"{attn}.move_q_aft.bias")
-            take(f"{attn}.move_k_aft.bias")
+            taken.without_effect(f"{attn}.move_k_aft.bias", base.dim)
             taken.clip(f"{attn}.qkv.statsq_fn")
     return own
 

@@ -16,17 +16,38 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Recipe
 from ofq_deploy.train.loop import train_teacher
 from ofq_deploy.train.models import build_model, load_weights
+from ofq_deploy.train.pretrained import Weights, classes_of, load_pretrained
 
 
-def float_teacher(recipe: Recipe, data: Dataset, cache: Path, metrics: Path, device: str, report: Reporter) -> Any:
-    """The float model of a recipe, trained now or found in `cache` under the hash of all that it depends on."""
+def float_teacher(
+    recipe: Recipe,
+    data: Dataset,
+    weights: Weights | None,
+    cache: Path,
+    metrics: Path,
+    device: str,
+    report: Reporter,
+) -> Any:
+    """The float model of a recipe: given, trained now, or found in `cache` under the hash of all that it depends on.
+
+    weights: to start from; with a head for the data's classes they are the teacher as they are
+    """
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, data.preprocessing.channels, len(data.labels))
+    classes = len(data.labels)
+    if weights is None:
+        model = build_model(recipe.model, data.preprocessing.channels, classes)
+    else:
+        model, notes = load_pretrained(weights, recipe.model, classes)
+        for note in notes:
+            report.say(f"{recipe.init}: {note}")
+        if classes_of(weights) == classes:
+            return model
     own = ("seed", "threads", "model", "augmentation", "teacher")
     decisive = {
         **{key: value for key, value in asdict(recipe).items() if key in own},
-        "train": {key: getattr(recipe.train, key) for key in ("batch_size", "weight_decay", "warmup")},
+        "train": {key: getattr(recipe.train, key) for key in ("batch_size", "weight_decay", "warmup", "final_lr")},
         "data": data.fingerprint,
+        "init": hashlib.sha256(save(weights)).hexdigest() if weights else "",
         "torch": versions().get("torch"),
         "device": device,
     }

@@ -73,7 +73,10 @@ def _main(path: Path, out: Path, ema: bool) -> int:
         )
         return REFUSED
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        print(f"is no whole torch checkpoint ({str(error).splitlines()[0][:160]})", file=sys.stderr)
+        print(
+            f"is no whole torch checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:160]})",
+            file=sys.stderr,
+        )
         return REFUSED
     if not isinstance(content, dict):
         print(f"holds a {type(content).__name__}, expected a dictionary of tensors", file=sys.stderr)

@@ -1,0 +1,99 @@
+"""Weights of a timm ViT or DeiT as the float model that a student starts from."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ofq_deploy.errors import ModelError
+from ofq_deploy.recipe import Model
+from ofq_deploy.train.models import build_model
+from ofq_deploy.train.unpickle import read_checkpoint
+
+HEAD_DIM = 64  # of every published ViT and DeiT up to L; shapes do not tell it
+Weights = dict[str, Tensor]
+
+
+def read_weights(path: Path) -> Weights:
+    """The tensors of a .safetensors file, or of a .pth checkpoint read in a process of its own.
+
+    Raises ModelError when the file is missing, cut, or would run code.
+    """
+    if path.suffix != ".safetensors":
+        return read_checkpoint(path).tensors
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"no weights {path}; pass a .safetensors or .pth file with --init") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def model_of(weights: Weights, wanted: Model) -> Model:
+    """The sizes that the tensors tell. Heads are 64 wide unless `wanted` has this very width and says otherwise.
+
+    A student is distilled if the file is, or if `wanted` asks for it. Raises ModelError for weights of anything
+    but a ViT with a class token.
+    """
+    position, projection = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
+    if position is None or projection is None or "cls_token" not in weights or projection.ndim != 4:
+        raise ModelError("the weights are of no timm ViT or DeiT: class token, position or patch embedding is missing")
+    distilled = "dist_token" in weights
+    patches, dim, patch = position.shape[1] - 1 - distilled, position.shape[-1], projection.shape[-1]
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ModelError(f"the weights have positions for {patches} patches, which is no square image")
+    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
+    heads = wanted.heads if wanted.dim == dim else dim // HEAD_DIM
+    if not heads or dim % heads:
+        raise ModelError(f"the width {dim} does not divide into heads of {HEAD_DIM}; pass model.dim and model.heads")
+    sizes = {"image_size": side * patch, "patch_size": patch, "dim": dim, "depth": depth, "heads": heads}
+    return replace(wanted, name="deit", distilled=distilled or wanted.distilled, **sizes)
+
+
+def channels_of(weights: Weights) -> int:
+    return weights["patch_embed.proj.weight"].shape[1]
+
+
+def classes_of(weights: Weights) -> int:
+    """0 when there is no class head."""
+    return len(weights["head.weight"]) if "head.weight" in weights else 0
+
+
+def load_pretrained(weights: Weights, config: Model, classes: int) -> tuple[Any, list[str]]:
+    """The float model with these weights, and one sentence for everything that the file did not hold.
+
+    config: as `model_of` told it. A distilled model starts from a plain file with the class token, its position
+    and the head copied. A head for another number of classes starts anew.
+    Raises ModelError naming keys that are missing, unknown or of another shape, and values that are not finite.
+    """
+    state, notes = dict(weights), []
+    model = build_model(config, channels_of(weights), classes)
+    own = model.state_dict()
+    if config.distilled and "dist_token" not in state:
+        state["dist_token"] = state["cls_token"].clone()
+        position = state["pos_embed"]
+        state["pos_embed"] = torch.cat([position[:, :1], position[:, :1], position[:, 1:]], 1)
+        state |= {f"head_dist.{part}": state[f"head.{part}"] for part in ("weight", "bias") if f"head.{part}" in state}
+        notes.append("the file is not distilled: class token, its position and head are copied for the distillation")
+    if classes_of(weights) != classes:
+        heads = [name for name in own if name.startswith("head")]
+        state = {name: value for name, value in state.items() if name not in heads} | {
+            name: own[name] for name in heads
+        }
+        notes.append(f"the file has a head for {classes_of(weights)} classes, the data has {classes}: it starts anew")
+    wrong = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
+    if wrong:
+        raise ModelError(
+            f"the weights do not fit a plain ViT: {', '.join(wrong[:3])} missing, unknown or of another shape"
+        )
+    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ModelError(f"{broken[0]} holds values that are not finite; the file is damaged")
+    model.load_state_dict(state)
+    return model.eval(), notes

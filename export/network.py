@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.targets import Rescale, Steps, Target, rescale, zero_point
+from ofq_deploy.export.targets import HIGHEST_OPSET, Rescale, Steps, Target, rescale, zero_point
 from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu
-HIGHEST_OPSET = 26
 Floats = NDArray[np.float32]
 
 
@@ -33,7 +32,9 @@ def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str 
     Raises UnsupportedByTarget for an opset outside 20 to 26.
     """
     target.check(frozen)
-    opset = check_opset(default_opset(frozen) if opset is None else opset)
+    opset = check_opset(min(default_opset(frozen), target.highest_opset) if opset is None else opset)
+    if opset > target.highest_opset:
+        raise UnsupportedByTarget(f"{target.name} reads opsets up to {target.highest_opset}; use a lower --opset")
     return _Network(frozen, target, opset).model(metadata(frozen, target.name, sha256 or frozen_hash(frozen)))
 
 

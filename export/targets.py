@@ -14,6 +14,7 @@ from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export.builder import CONTRIB, Builder
 from ofq_deploy.frozen import Frozen
 
+HIGHEST_OPSET = 26
 Floats = NDArray[np.float32]
 
 
@@ -40,10 +41,15 @@ class Steps:
 
 
 class Target(Protocol):
-    """One kind of graph. `takes_scalar_scales`: a scale may be a single number."""
+    """One kind of graph.
+
+    takes_scalar_scales: a scale may be a single number
+    highest_opset:       that the runtime reads
+    """
 
     name: str
     takes_scalar_scales: bool
+    highest_opset: int
 
     def check(self, frozen: Frozen) -> None:
         """Raise UnsupportedByTarget for a model that this kind of graph cannot hold in integers."""
@@ -111,6 +117,7 @@ class OrtCpu(_IntegerOperators):
 
     name = "ort-cpu"
     takes_scalar_scales = True
+    highest_opset = HIGHEST_OPSET
 
     def overridable(self, b: Builder) -> list[ir.Value]:
         return []
@@ -137,6 +144,7 @@ class Portable(_IntegerOperators):
 
     name = "portable"
     takes_scalar_scales = False
+    highest_opset = HIGHEST_OPSET
 
     def overridable(self, b: Builder) -> list[ir.Value]:
         return [b.float("one", 1.0)]
@@ -158,6 +166,7 @@ class OpenVino:
 
     name = "openvino"
     takes_scalar_scales = True
+    highest_opset = 24  # from 25 on 2-bit codes are INT2, a type that it does not know
 
     def check(self, frozen: Frozen) -> None:
         if frozen.quantization.act_step == "token":

@@ -5,7 +5,7 @@ Sub-packages are imported inside the functions: whoever only exports never loads
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,14 @@ __all__ = [
     "freeze",
     "import_checkpoint",
     "inspect",
+    "lint",
     "load_frozen",
     "predict",
     "train",
     "validate",
 ]
 
-TARGET_NAMES = ("portable", "ort-cpu", "fp32")
+TARGET_NAMES = ("portable", "ort-cpu", "openvino", "fp32")
 PROOF_IMAGES = 16
 
 
@@ -216,7 +217,8 @@ def validate(
     """
     from ofq_deploy.validation import validate_golden, validate_model
 
-    _check_backend(backend)
+    if backend != "ort-cpu":
+        raise UnsupportedByTarget(f"no proof on backend {backend!r}; there is one on ort-cpu")
     report = report or Reporter()
     if golden is not None:
         return validate_golden(subject, Path(golden), report)
@@ -239,11 +241,12 @@ def bench(
 
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
     """
-    _check_backend(backend)
-    found = find(model)
-
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
+    from ofq_deploy.runtime_tests.runners import check_backend
+
+    check_backend(backend)
+    found = find(model)
 
     with tempfile.TemporaryDirectory() as folder:
         own = baseline is None and found.run is not None
@@ -257,7 +260,8 @@ def bench(
             from ofq_deploy.runtime_tests.model_file import read_model
 
             read_model(baseline)
-        result = measure(found.model.path, baseline, tuple(batches), threads, seconds, report or Reporter())
+        arguments = tuple(batches), threads, seconds, report or Reporter(), backend
+        result = measure(found.model.path, baseline, *arguments)
         if own:
             result["baseline"]["path"] = "the run's float model"
     return result | {"environment": environment()}
@@ -306,6 +310,18 @@ def inspect(subject: str | Path | None = None) -> dict[str, Any]:
     return contents(open_model(found.model.path)[0], found.model, found.frozen) | {"model": str(found.model.path)}
 
 
+def lint(model: str | Path | None = None, *, target: str | None = None) -> list[dict[str, str]]:
+    """What keeps a model from exact and fast integer arithmetic on a target (default: the one it was made for).
+
+    Returns rule, node, operator, cause and cure of every fault. Takes any ONNX file when `target` is given.
+    """
+    from ofq_deploy.runtime_tests.lint import lint as find_faults
+    from ofq_deploy.runtime_tests.model_file import open_model
+
+    path = model_path(model)
+    return [asdict(fault) for fault in find_faults(path, target or open_model(path)[1].target)]
+
+
 def _fill_run(
     folder: Path, recipe: Recipe, weights: bytes, teacher: bytes, frozen: Frozen, results: dict[str, Any]
 ) -> None:
@@ -350,11 +366,6 @@ def _build(source: Run, target: str, opset: int | None) -> Any:
     from ofq_deploy.export.targets import TARGETS
 
     return build(frozen, TARGETS[target], opset, sha256(file))
-
-
-def _check_backend(backend: str) -> None:
-    if backend != "ort-cpu":
-        raise UnsupportedByTarget(f"no backend {backend!r}; there is ort-cpu")
 
 
 def _device(name: str) -> str:

@@ -186,7 +186,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
     to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
     target: Annotated[
-        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there) or fp32.")
+        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there), openvino or fp32.")
     ] = "portable",
     opset: Annotated[int | None, typer.Option(help="ONNX opset [default: the lowest that holds the graph].")] = None,
     output: OutputFile = None,
@@ -305,6 +305,30 @@ def bench(
         report=_reporter(quiet),
     )
     _finish(result, _bench_text(result), as_json, output, force)
+
+
+@app.command()
+def lint(
+    model: Subject = None,
+    target: Annotated[
+        str | None, typer.Option(help="ort-cpu, portable or openvino [default: what the model was exported for].")
+    ] = None,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List every product that a runtime would not compute in integers, with cause and cure; exit 3 if there is any.
+
+    Example: ofq-deploy lint model.onnx --target ort-cpu
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    faults = api.lint(model, target=target)
+    lines = [f"{row['rule']}: {row['operator']} {row['node']}: {row['cause']}; {row['cure']}" for row in faults]
+    _finish({"faults": faults}, "\n".join(lines) or "clean", as_json, output, force)
+    raise typer.Exit(NEGATIVE if faults else 0)
 
 
 @app.command()

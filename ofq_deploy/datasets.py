@@ -36,6 +36,10 @@ class Split:
         """float32 [len(indices), channels, size, size]."""
         return np.stack([self.load(int(index)) for index in indices])
 
+    def spread(self, count: int) -> NDArray[np.float32]:
+        """At most `count` images, evenly spread: folders keep one class after the other."""
+        return self.images(range(0, len(self), max(1, len(self) // count))[:count])
+
     def batches(self, size: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
         """Images and classes in order, `size` at a time."""
         for start in range(0, len(self), size):

@@ -32,7 +32,7 @@ def _backend(name: str, module: str, install: str) -> dict[str, Any]:
         return {"ready": False, "why": f"package {module} is not installed", "install": install}
     if name in NEEDS_GPU and not _has_nvidia_gpu():
         return {"ready": False, "why": "no NVIDIA GPU is visible", "install": "run on a machine with one"}
-    if name != "ort-cpu":
+    if name not in ("ort-cpu", "openvino"):
         return {"ready": False, "why": "installed, but this version does not run it", "install": "use ort-cpu"}
     return {"ready": True, "why": "", "install": ""}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.datasets import Split, load_dataset
-from ofq_deploy.errors import DataError, RunError
+from ofq_deploy.errors import DataError, RunError, UnsupportedByTarget
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.lookup import Subject, find
 from ofq_deploy.progress import Reporter
@@ -58,6 +58,11 @@ def _frozen_of(found: Subject, max_drop: float | None) -> Frozen:
     path = found.model.path
     if found.model.target == "fp32":
         raise RunError(f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench")
+    if found.model.target == "openvino":
+        raise UnsupportedByTarget(
+            f"{path} is made for OpenVINO, and the proof runs in ONNX Runtime; prove the portable model of the same "
+            "run, and measure this one with: ofq-deploy bench --backend openvino"
+        )
     if found.frozen is None:
         where = "beside it or under runs/"
         raise RunError(f"no frozen file with the hash that {path} names was found {where}; pass it with --run")
@@ -69,7 +74,7 @@ def _frozen_of(found: Subject, max_drop: float | None) -> Frozen:
 def _prove(found: Subject, frozen: Frozen, student: Any, test: Split, images: int, report: Reporter) -> "Proof":
     from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
 
-    path, batch = found.model.path, test.images(range(min(images, len(test))))
+    path, batch = found.model.path, test.spread(images)
     weights = prove_weights(path, frozen)
     fed = None
     if student is not None:

@@ -10,11 +10,12 @@ import numpy as np
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runtime_tests.executed import executed_operators
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
+from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.probe import probe
+from ofq_deploy.runtime_tests.runners import Run, executed_operators, open_runner
 
 WARM_UP = 5
+FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +37,28 @@ def bench(
     threads: int,
     seconds: float,
     report: Reporter,
+    backend: str = "ort-cpu",
 ) -> dict[str, Any]:
-    """Measure `model`, and `baseline` in turn with it, for `seconds` at each batch size.
+    """Measure `model`, and `baseline` in turn with it, for `seconds` at each batch size, on one backend.
 
-    threads: 0 for one per core.
+    threads: 0 for one per core
     Returns a JSON table: per model load time, peak memory, file bytes, executed operators and latencies; and the
     ratio of the medians, which exists only beside its baseline.
     """
     files = {"model": model, **({"baseline": baseline} if baseline else {})}
-    sessions = {role: open_session(path, threads) for role, path in files.items()}
-    _check_inputs(sessions, batches)
-    result: dict[str, Any] = {"backend": "ort-cpu", "threads": threads or "one per core"}
+    shape = _image_shape(files, batches)
+    runners = [[open_runner(backend, path, threads, batch) for path in files.values()] for batch in batches]
+    result: dict[str, Any] = {"backend": backend, "threads": threads or "one per core"}
     for role, path in files.items():
         result[role] = {
             "path": str(path),
             "file_bytes": path.stat().st_size,
-            **asdict(probe(path, threads, batches[0])),
-            "executed": asdict(executed_operators(path)),
+            **asdict(probe(backend, path, threads, (batches[0], *shape))),
+            "executed": asdict(executed_operators(backend, path)),
             "latency_ms": [],
         }
-    for batch in batches:
-        for role, latency in zip(files, _interleaved(list(sessions.values()), batch, seconds, report), strict=True):
+    for batch, own in zip(batches, runners, strict=True):
+        for role, latency in zip(files, _interleaved(own, (batch, *shape), seconds, report), strict=True):
             result[role]["latency_ms"].append(asdict(latency))
     if baseline:
         pairs = zip(result["baseline"]["latency_ms"], result["model"]["latency_ms"], strict=True)
@@ -66,31 +68,33 @@ def bench(
     return result
 
 
-def _check_inputs(sessions: dict[str, Any], batches: tuple[int, ...]) -> None:
-    """Both models must take the same float images, at every batch size."""
+def _image_shape(files: dict[str, Path], batches: tuple[int, ...]) -> tuple[int, ...]:
+    """[channels, height, width]: all models must take the same float images, at every batch size."""
     shapes = {}
-    for role, session in sessions.items():
-        inputs = session.get_inputs()
-        shapes[role] = inputs[0].shape[1:]
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not all(type(n) is int for n in shapes[role]):
-            found = ", ".join(f"{value.name} {value.type} {value.shape}" for value in inputs)
-            raise OnnxFileError(f"the {role} takes {found}; expected one float input [batch, channels, height, width]")
-        fixed = inputs[0].shape[0]
-        if type(fixed) is int and any(batch != fixed for batch in batches):
+    for role, path in files.items():
+        graph = read_model(path).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in constants]
+        found = [(value.name, value.type.tensor_type) for value in inputs]
+        axes = [[axis.dim_value for axis in kind.shape.dim] for _, kind in found]
+        if len(found) != 1 or found[0][1].elem_type != FLOAT or len(axes[0]) != 4 or not all(axes[0][1:]):
+            texts = ", ".join(f"{name} {shape}" for (name, _), shape in zip(found, axes, strict=True))
+            raise OnnxFileError(f"the {role} takes {texts}; expected one float input [batch, channels, height, width]")
+        fixed, *shapes[role] = axes[0]
+        if fixed and any(batch != fixed for batch in batches):
             raise OnnxFileError(f"the {role} has the fixed batch size {fixed}; bench it with --batch {fixed}")
     if len({tuple(shape) for shape in shapes.values()}) > 1:
         raise OnnxFileError(f"the baseline takes images {shapes['baseline']}, the model {shapes['model']}")
+    return tuple(shapes["model"])
 
 
-def _interleaved(sessions: list[Any], batch: int, seconds: float, report: Reporter) -> Iterator[Latency]:
-    """Call the sessions in turn, so that whatever else the machine does hits all of them."""
-    generator = np.random.default_rng(0)
-    shapes = [[batch, *session.get_inputs()[0].shape[1:]] for session in sessions]
-    images = [generator.standard_normal(shape, dtype=np.float32) for shape in shapes]
-    times: list[list[float]] = [[] for _ in sessions]
-    for session, batch_images in zip(sessions, images, strict=True):
+def _interleaved(runners: list[Run], shape: tuple[int, ...], seconds: float, report: Reporter) -> Iterator[Latency]:
+    """Call the runners in turn, so that whatever else the machine does hits all of them."""
+    batch, images = shape[0], np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    times: list[list[float]] = [[] for _ in runners]
+    for run in runners:
         for _ in range(WARM_UP):
-            run_logits(session, batch_images)
+            run(images)
     start_all = time.perf_counter()
     with report.task(f"bench, batch {batch}", max(1, round(seconds))) as advance:
         done = 0
@@ -98,9 +102,9 @@ def _interleaved(sessions: list[Any], batch: int, seconds: float, report: Report
             if elapsed >= done + 1:
                 done += 1
                 advance()
-            for own, session, batch_images in zip(times, sessions, images, strict=True):
+            for own, run in zip(times, runners, strict=True):
                 start = time.perf_counter()
-                run_logits(session, batch_images)
+                run(images)
                 own.append(1000 * (time.perf_counter() - start))
     for own in times:
         p50, p90, p99 = np.percentile(own, [50, 90, 99])

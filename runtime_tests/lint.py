@@ -1,6 +1,6 @@
 """What keeps a model from exact and fast integer arithmetic, node by node.
 
-Most rules look at the graph that ONNX Runtime executes after its optimizer: one wrong dtype or one shared constant
+Most rules look at the graph that the runtime executes after its optimizer: one wrong dtype or one shared constant
 in the file is enough to bring a product back to float there.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.errors import UnsupportedByTarget
+from ofq_deploy.runtime_tests import openvino
 from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, SMALL_ROLES
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import open_session, optimized_graph
@@ -138,7 +139,8 @@ Rule = Callable[[Model], Iterator[Finding]]
 def lint(path: Path, target: str) -> list[Finding]:
     """Everything in the model that `target` would compute in float, slowly or inexactly; empty for a clean model.
 
-    Raises OnnxFileError for a file that is not ONNX or does not load, UnsupportedByTarget for a target without rules.
+    Raises OnnxFileError for a file that is not ONNX or does not load, UnsupportedByTarget for a target without
+    rules, BackendMissing when the target's runtime is not installed.
     """
     if target not in RULES:
         raise UnsupportedByTarget(f"there are no rules for target {target!r}; there are for {', '.join(RULES)}")
@@ -240,11 +242,22 @@ def custom_operator(model: Model) -> Iterator[Finding]:
             yield model.finding("custom-operator", node, cause, "export for target portable")
 
 
+def float_product_in_openvino(model: Model) -> Iterator[Finding]:
+    for node in openvino.executed_nodes(model.path):
+        if node.products and not node.integer and not openvino.is_small(node):
+            cure = "clip in float, quantize to 8 bits with one step, dequantize; weights int8 behind DequantizeLinear"
+            yield Finding("float-product", node.origin[0], node.kind, "OpenVINO multiplies it in float", cure)
+
+
 ORT_CPU: tuple[Rule, ...] = (
     *(float_product, unfused_product, dequantize, runtime_decoding, operand_types, scales),
     *(slow_operator, last_axis_steps, inexact_operator, int32_bias),
 )
-RULES: dict[str, tuple[Rule, ...]] = {"ort-cpu": ORT_CPU, "portable": (custom_operator, *ORT_CPU)}
+RULES: dict[str, tuple[Rule, ...]] = {
+    "ort-cpu": ORT_CPU,
+    "portable": (custom_operator, *ORT_CPU),
+    "openvino": (float_product_in_openvino,),
+}
 
 
 def _nodes(graph: "onnx.GraphProto") -> Iterator["Node"]:

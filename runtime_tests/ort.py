@@ -41,6 +41,9 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, all of them direct children of Exception
+        if "output_dtype INT8 does not match" in str(error):  # its rewriting of int8 pairs to uint8 forgets a type
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         where = str(model) if isinstance(model, Path) else "the model"
         raise OnnxFileError(f"{where} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
 

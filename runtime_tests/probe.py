@@ -1,6 +1,6 @@
 """What a fresh process needs to load a model and run it once.
 
-Run as `python -m ofq_deploy.runtime_tests.probe MODEL THREADS BATCH`.
+Run as `python -m ofq_deploy.runtime_tests.probe BACKEND MODEL THREADS BATCH CHANNELS HEIGHT WIDTH`.
 """
 
 import json
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from ofq_deploy.errors import OnnxFileError
@@ -15,40 +16,36 @@ from ofq_deploy.errors import OnnxFileError
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """load_ms: wall time to make the session; peak_mb: growth of the largest resident size over the imports alone"""
+    """load_ms: wall time to open the model; peak_mb: growth of the largest resident size over the imports alone"""
 
     load_ms: float
     peak_mb: float
 
 
-def probe(model: Path, threads: int, batch: int) -> Cost:
-    """Measure in a process of its own, so that neither models nor caches share memory."""
-    command = [
-        sys.executable,
-        "-m",
-        "ofq_deploy.runtime_tests.probe",
-        str(model.resolve()),
-        str(threads),
-        str(batch),
-    ]
+def probe(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> Cost:
+    """Measure in a process of its own, so that neither models nor caches share memory.
+
+    shape: of the images, [batch, channels, height, width]
+    """
+    module = "ofq_deploy.runtime_tests.probe"
+    command = [sys.executable, "-m", module, backend, str(model.resolve()), *map(str, (threads, *shape))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise OnnxFileError(f"{model} cannot be run: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return Cost(**json.loads(done.stdout))
 
 
-def _main(model: Path, threads: int, batch: int) -> None:
+def _main(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
     import numpy as np
-    import onnxruntime  # noqa: F401  # its import is not the model's cost
 
-    from ofq_deploy.runtime_tests.ort import open_session, run_logits
+    from ofq_deploy.runtime_tests.runners import open_runner
 
+    import_module({"ort-cpu": "onnxruntime"}.get(backend, backend))  # its import is not the model's cost
     before = _peak_mb()
     start = time.perf_counter()
-    session = open_session(model, threads)
+    run = open_runner(backend, model, threads, shape[0])
     load_ms = 1000 * (time.perf_counter() - start)
-    shape = [size if isinstance(size, int) else batch for size in session.get_inputs()[0].shape]
-    run_logits(session, np.zeros(shape, dtype=np.float32))
+    run(np.zeros(shape, dtype=np.float32))
     print(json.dumps({"load_ms": load_ms, "peak_mb": _peak_mb() - before}))
 
 
@@ -65,4 +62,4 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    _main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), tuple(map(int, sys.argv[4:])))

@@ -24,7 +24,7 @@ from ofq_deploy.files import sha256
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
 
-COMMANDS = ["demo", "train", "export", "validate", "predict", "bench", "inspect", "doctor"]
+COMMANDS = ["demo", "train", "import", "export", "validate", "predict", "bench", "lint", "inspect", "doctor"]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "timm", "onnx_ir", "sklearn", "matplotlib", "scipy", "PIL"}
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
 Done = subprocess.CompletedProcess[str]
@@ -387,7 +387,10 @@ def test_validate_against_a_frozen_file_alone_needs_no_torch(run_copy: Path, tmp
         (["--act-bits", 9], "quantization.act_bits is 9; quantizers exist for 2 to 8 bits"),
         (["--attention", "both"], "recipe key 'quantization.attention' is 'both'; it takes 'qkr' or 'qk'"),
         (["--set", "train.lr=nan"], "recipe key 'train.lr' is nan; it takes a finite number from 0 up"),
-        (["digits-w1a1"], "no recipe 'digits-w1a1'; built in: digits-w2a2, digits-w4a4, finetune; or give a .toml file"),
+        (
+            ["digits-w1a1"],
+            "no recipe 'digits-w1a1'; built in: digits-w2a2, digits-w4a4, finetune; or give a .toml file",
+        ),
         (["absent.toml"], "cannot read recipe absent.toml: No such file or directory"),
         (["--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
         (["--data", "absent"], "no data set 'absent': it is neither 'digits' nor a folder of images"),
@@ -488,7 +491,7 @@ def test_export_refuses_what_does_not_exist(run_copy: Path, tmp_path: Path) -> N
     assert _refused(_run("export", "absent", cwd=tmp_path)) == absent
     assert _refused(_run("export", "--to", "tflite", cwd=tmp_path)) == "no format 'tflite'; there is onnx"
     assert _refused(_run("export", "--target", "tpu", cwd=tmp_path)) == (
-        "no target 'tpu'; there are portable, ort-cpu, fp32"
+        "no target 'tpu'; there are portable, ort-cpu, openvino, fp32"
     )
     for opset in (1, 19, 27, 999):
         message = _refused(_run("export", "--opset", opset, "-o", "x.onnx", cwd=tmp_path))
@@ -593,8 +596,10 @@ def test_predict_refuses_what_is_no_image(run_copy: Path, digit: Path, tmp_path:
 
 
 def test_an_unknown_backend_is_refused(run_copy: Path, tmp_path: Path) -> None:
-    for command in ("validate", "bench"):
-        assert _refused(_run(command, "--backend", "gpu", cwd=tmp_path)) == "no backend 'gpu'; there is ort-cpu"
+    refused = {command: _refused(_run(command, "--backend", "gpu", cwd=tmp_path)) for command in ("validate", "bench")}
+
+    assert refused["validate"] == "no proof on backend 'gpu'; there is one on ort-cpu"
+    assert refused["bench"] == "no backend 'gpu'; there are ort-cpu, openvino"
 
 
 @pytest.mark.parametrize("command", ["export", "inspect", "doctor", "train", "demo"])

@@ -1,0 +1,126 @@
+"""OpenVINO on the CPU, in float32 where it does not multiply integers.
+
+Its own choice would be bfloat16 on CPUs that have it, which rounds between the integer products.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.runtime_tests.executed import SMALL_ROLES, Executed
+from ofq_deploy.runtime_tests.model_file import read_model
+
+if TYPE_CHECKING:
+    import openvino
+
+PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
+INTEGERS = {"i8", "u8"}
+ORIGIN = "originalLayersNames"
+
+
+def compile_model(path: Path, threads: int = 0, batch: int | None = None) -> "openvino.CompiledModel":
+    """A compiled model with one stream.
+
+    threads: 0 for one per core
+    batch:   a fixed batch size, which it runs faster than a symbolic one
+
+    Raises BackendMissing without openvino, OnnxFileError when the model does not load.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendMissing(
+            "openvino is not installed; install it with: pip install 'ofq-deploy[openvino]'"
+        ) from error
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    try:
+        core = openvino.Core()
+        model = core.read_model(path)
+        if batch is not None:
+            shape = [axis.get_length() if axis.is_static else batch for axis in model.input(0).partial_shape]
+            model.reshape({model.input(0): shape})
+        return core.compile_model(model, "CPU", settings)
+    except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
+        lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
+        raise OnnxFileError(f"{path} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
+
+
+def runner(path: Path, threads: int, batch: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """A function from images [batch, channels, height, width] to logits [batch, classes]."""
+    request = compile_model(path, threads, batch).create_infer_request()
+    return lambda images: np.array(request.infer([images], share_inputs=True, share_outputs=True)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One executed node.
+
+    origin:   names of the file's nodes that it computes
+    products: how many matrix products it computes; attention lies inside fused subgraphs
+    integer:  whether it computes in integers
+    """
+
+    kind: str
+    origin: tuple[str, ...]
+    products: int
+    integer: bool
+
+
+def executed_nodes(path: Path) -> list[Node]:
+    """What the compiled model executes; constants are prepared once and left out."""
+    found = []
+    for node in compile_model(path, 1, 1).get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        kind, precision, origin = (info[key].astype(str) for key in ("layerType", "runtimePrecision", ORIGIN))
+        if kind not in ("Const", "Input", "Output"):
+            found.append(Node(kind, tuple(origin.split(",")), int(kind in PRODUCTS), precision in INTEGERS))
+    own = {_role(name) for node in found if node.products for name in node.origin}
+    fused = _batched_products(path) - own
+    return [
+        replace(node, products=len(fused.intersection(map(_role, node.origin)))) if node.kind == "Subgraph" else node
+        for node in found
+    ]
+
+
+def _role(name: str) -> str:
+    """The name of a product, whether its sums, its rescaled value or what a pass derived from them is meant."""
+    return name.split("/")[0].removesuffix(".total").removesuffix(".scaled")
+
+
+def executed_operators(path: Path) -> Executed:
+    """The operators of the compiled model, classified as those of ONNX Runtime are."""
+    nodes = executed_nodes(path)
+    counts = Counter(node.kind for node in nodes)
+    floats = [node for node in nodes if node.products and not node.integer]
+    small = sum(is_small(node) for node in floats)
+    integer = sum(node.products for node in nodes if node.integer)
+    return Executed(
+        integer,
+        sum(node.products for node in floats) - small,
+        small,
+        counts["DequantizeLinear"],
+        dict(sorted(counts.items())),
+    )
+
+
+def is_small(node: Node) -> bool:
+    """One of the small products that shifts need."""
+    return node.kind in PRODUCTS and any(role in f"{name}." for name in node.origin for role in SMALL_ROLES)
+
+
+def _batched_products(path: Path) -> set[str]:
+    """Roles of the file's products of two activations."""
+    graph = read_model(path).graph
+    static = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if all(name in static for name in node.input if name):
+            static.update(node.output)
+    kinds = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat")
+    products = (node for node in graph.node if node.op_type in kinds and not static.intersection(node.input[:2]))
+    return {_role(node.name) for node in products}

@@ -1,0 +1,116 @@
+"""The OpenVINO target and backend: products in integers, predictions of the portable model, plain refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ofq_deploy import api
+from ofq_deploy.datasets import load_dataset
+from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
+from ofq_deploy.recipe import Quantization
+from ofq_deploy.runtime_tests import openvino
+from ofq_deploy.runtime_tests.lint import lint
+from ofq_deploy.runtime_tests.ort import open_session, run_logits
+
+TENSOR = {"quantization.act_step": "tensor", "quantization.attention": "qk", "teacher.epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]) -> Path:
+    folder = tmp_path_factory.mktemp("openvino") / "runs" / "tensor"
+    return api.train(output=folder, overrides={**tiny_settings, **TENSOR}, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Path:
+    return api.export(run, target="openvino")
+
+
+def test_every_product_runs_in_integers(model: Path) -> None:
+    executed = openvino.executed_operators(model)
+
+    # patch embedding, two heads, and per block q, k, v, proj, fc1, fc2, scores and context
+    assert (executed.integer, executed.float) == (3 + 2 * 8, 0)
+    assert lint(model, "openvino") == []
+
+
+def test_predictions_are_those_of_the_portable_model(model: Path, run: Path) -> None:
+    images = load_dataset("digits", 16).test.images(range(360))
+    portable = open_session(api.export(run, target="portable"))
+    ours = openvino.runner(model, 1, 360)(images).argmax(-1)
+
+    # its quantizer multiplies by a reciprocal: a value on a threshold may round the other way
+    assert (ours == run_logits(portable, images).argmax(-1)).mean() >= 0.98
+
+
+def test_a_float_model_has_findings_in_openvino(run: Path, tmp_path: Path) -> None:
+    fp32 = api.export(run, target="fp32", output=tmp_path / "fp32.onnx")
+    findings = lint(fp32, "openvino")
+
+    assert {"float-product"} == {finding.rule for finding in findings}
+    assert any("blocks.1.mlp.fc1" in finding.node for finding in findings)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("attention", ["qkr", "qk"])
+def test_narrow_codes_and_shifts_run_in_integers_too(
+    bits: int, attention: str, tiny_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"quantization.act_step": "tensor", "quantization.attention": attention}
+    bits_changes = {"quantization.weight_bits": bits, "quantization.act_bits": bits}
+    run = api.train(output=tmp_path / "run", overrides={**tiny_settings, **changes, **bits_changes}, device="cpu")
+
+    assert api.lint(api.export(run, target="openvino")) == []
+
+
+def test_bench_runs_in_openvino(model: Path) -> None:
+    result = api.bench(model, backend="openvino", batches=[1, 3], seconds=0.1)
+
+    assert (result["backend"], [row["batch"] for row in result["speedup"]]) == ("openvino", [1, 3])
+    assert result["model"]["executed"]["float"] == 0 < result["baseline"]["executed"]["float"]
+    assert result["model"]["load_ms"] > 0
+
+
+def test_steps_per_token_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="export it with --target ort-cpu"):
+        api.export(tiny_run, target="openvino", output=tmp_path / "model.onnx")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nine_bit_integers_are_refused() -> None:
+    from ofq_deploy.export.targets import TARGETS
+    from tests.test_lint import frozen_model
+
+    frozen = frozen_model(Quantization(8, 8, attention="qk", act_step="tensor"))
+
+    with pytest.raises(UnsupportedByTarget, match="9 bits"):
+        TARGETS["openvino"].check(frozen)
+
+
+def test_the_proof_says_that_it_needs_the_portable_model(model: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="prove the portable model"):
+        api.validate(model)
+
+
+def test_an_opset_that_openvino_does_not_read_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="opsets up to 24"):
+        api.export(run, target="openvino", opset=25, output=tmp_path / "model.onnx")
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+
+    with pytest.raises(OnnxFileError):
+        openvino.compile_model(tmp_path / "x.onnx")
+
+
+def test_without_the_package_the_cure_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "openvino", None)
+
+    with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[openvino\]'"):
+        openvino.runner(model, 1, 1)(np.zeros((1, 1, 16, 16), np.float32))

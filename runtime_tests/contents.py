@@ -20,10 +20,11 @@ def contents(model: "onnx.ModelProto", described: ModelFile, frozen: Frozen | No
     of each layer's activation steps is shown too.
     """
     layers = [_layer(name, tensors, described, frozen) for name, tensors in _by_layer(model).items()]
-    total = model.ByteSize()
+    total = described.path.stat().st_size
     kinds = Counter[str]()
     for tensor in model.graph.initializer:
         kinds[_kind(tensor.name, described)] += _bytes(tensor)
+    kinds["labels and metadata"] = sum(entry.ByteSize() for entry in model.metadata_props)
     kinds["graph"] = total - sum(kinds.values())
     return {
         "target": described.target,

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import optimized_graph
 
 INTEGER_PRODUCTS = {
@@ -38,7 +39,7 @@ class Executed:
 
 def executed_operators(path: Path) -> Executed:
     """Open the model in ONNX Runtime and classify the nodes that it will execute."""
-    nodes = optimized_graph(path).graph.node
+    nodes = optimized_graph(read_model(path)).graph.node
     counts = Counter(node.op_type for node in nodes)
     floats = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
     small = sum(any(role in name for name in node.output for role in SMALL_ROLES) for node in floats)

@@ -87,11 +87,15 @@ class Model:
     """A file, and what ONNX Runtime makes of it, as soon as a rule asks."""
 
     path: Path
-    file: Graph
+    proto: "onnx.ModelProto"
+
+    @cached_property
+    def file(self) -> Graph:
+        return Graph.of(self.proto)
 
     @cached_property
     def _optimized(self) -> "onnx.ModelProto":
-        return optimized_graph(self.path)
+        return optimized_graph(self.proto)
 
     @cached_property
     def executed(self) -> Graph:
@@ -144,7 +148,7 @@ def lint(path: Path, target: str) -> list[Finding]:
     """
     if target not in RULES:
         raise UnsupportedByTarget(f"there are no rules for target {target!r}; there are for {', '.join(RULES)}")
-    model = Model(path, Graph.of(read_model(path)))
+    model = Model(path, read_model(path))
     return [finding for rule in RULES[target] for finding in rule(model)]
 
 

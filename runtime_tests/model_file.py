@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 FORCED = "/forced"
+ROLES = "ofq_deploy.roles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,9 @@ class ModelFile:
 
 
 def read_model(path: Path) -> "onnx.ModelProto":
-    """Parse an ONNX file, every node named (after its first output if not at all); OnnxFileError when it is
-    missing or cut.
+    """Parse an ONNX file, every name in its long form; OnnxFileError when it is missing or cut.
+
+    Nodes without a name get that of their first output.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -51,9 +53,28 @@ def read_model(path: Path) -> "onnx.ModelProto":
         raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
-    for node in model.graph.node:
-        node.name = node.name or node.output[0]
+    try:
+        _restore_names(model)
+    except (ValueError, IndexError, TypeError) as error:
+        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
     return model
+
+
+def _restore_names(model: "onnx.ModelProto") -> None:
+    """Undo the shortening that the writer applies: `3.17` is role 17 of block 3."""
+    roles = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), None)
+
+    def restored(name: str) -> str:
+        block, _, role = name.partition(".")
+        return f"blocks.{block}.{roles[int(role)]}" if roles and block.isdecimal() else name
+
+    for node in model.graph.node:
+        for names in (node.output, node.input):
+            for index, name in enumerate(names):
+                names[index] = restored(name)
+        node.name = node.name or node.output[0]
+    for tensor in model.graph.initializer:
+        tensor.name = restored(tensor.name)
 
 
 def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:

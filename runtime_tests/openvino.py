@@ -17,6 +17,7 @@ from ofq_deploy.runtime_tests.executed import SMALL_ROLES, Executed
 from ofq_deploy.runtime_tests.model_file import read_model
 
 if TYPE_CHECKING:
+    import onnx
     import openvino
 
 PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
@@ -24,7 +25,9 @@ INTEGERS = {"i8", "u8"}
 ORIGIN = "originalLayersNames"
 
 
-def compile_model(path: Path, threads: int = 0, batch: int | None = None) -> "openvino.CompiledModel":
+def compile_model(
+    source: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None
+) -> "openvino.CompiledModel":
     """A compiled model with one stream.
 
     threads: 0 for one per core
@@ -41,14 +44,15 @@ def compile_model(path: Path, threads: int = 0, batch: int | None = None) -> "op
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        model = core.read_model(path)
+        model = core.read_model(source if isinstance(source, Path) else source.SerializeToString())
         if batch is not None:
             shape = [axis.get_length() if axis.is_static else batch for axis in model.input(0).partial_shape]
             model.reshape({model.input(0): shape})
         return core.compile_model(model, "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
         lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
-        raise OnnxFileError(f"{path} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
+        where = source if isinstance(source, Path) else "the model"
+        raise OnnxFileError(f"{where} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
 
 
 def runner(path: Path, threads: int, batch: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
@@ -74,14 +78,14 @@ class Node:
 
 def executed_nodes(path: Path) -> list[Node]:
     """What the compiled model executes; constants are prepared once and left out."""
-    found = []
-    for node in compile_model(path, 1, 1).get_runtime_model().get_ops():
+    model, found = read_model(path), []
+    for node in compile_model(model, 1, 1).get_runtime_model().get_ops():
         info = node.get_rt_info()
         kind, precision, origin = (info[key].astype(str) for key in ("layerType", "runtimePrecision", ORIGIN))
         if kind not in ("Const", "Input", "Output"):
             found.append(Node(kind, tuple(origin.split(",")), int(kind in PRODUCTS), precision in INTEGERS))
     own = {_role(name) for node in found if node.products for name in node.origin}
-    fused = _batched_products(path) - own
+    fused = _batched_products(model) - own
     return [
         replace(node, products=len(fused.intersection(map(_role, node.origin)))) if node.kind == "Subgraph" else node
         for node in found
@@ -114,9 +118,9 @@ def is_small(node: Node) -> bool:
     return node.kind in PRODUCTS and any(role in f"{name}." for name in node.origin for role in SMALL_ROLES)
 
 
-def _batched_products(path: Path) -> set[str]:
+def _batched_products(model: "onnx.ModelProto") -> set[str]:
     """Roles of the file's products of two activations."""
-    graph = read_model(path).graph
+    graph = model.graph
     static = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if all(name in static for name in node.input if name):

@@ -59,11 +59,11 @@ def run_all(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[An
     return dict(zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
-def optimized_graph(path: Path) -> "onnx.ModelProto":
+def optimized_graph(model: "Path | onnx.ModelProto") -> "onnx.ModelProto":
     """The graph that ONNX Runtime really executes."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(path, optimized_path=optimized)
+        open_session(model, optimized_path=optimized)
         return onnx.load(optimized)

@@ -23,6 +23,7 @@ from ofq_deploy.datasets import load_dataset
 from ofq_deploy.files import sha256
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
+from ofq_deploy.runtime_tests.model_file import read_model
 
 COMMANDS = ["demo", "train", "import", "export", "validate", "predict", "bench", "lint", "inspect", "doctor"]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "timm", "onnx_ir", "sklearn", "matplotlib", "scipy", "PIL"}
@@ -569,7 +570,7 @@ def test_a_model_of_another_run_is_refused(run_copy: Path, tmp_path: Path) -> No
     other = tmp_path / "other.safetensors"
     other.write_bytes((run_copy / "frozen.safetensors").read_bytes())
     model = run_copy / "model.portable.onnx"
-    proto = onnx.load(model)
+    proto = read_model(model)
     for entry in proto.metadata_props:
         if entry.key == "ofq_deploy.frozen_sha256":
             entry.value = "0" * 64
@@ -646,7 +647,7 @@ def test_train_on_a_full_disk_leaves_nothing(limit: int, tmp_path: Path, tiny_se
 
 def test_validate_finds_one_changed_code(run_copy: Path, tmp_path: Path) -> None:
     model = run_copy / "model.portable.onnx"
-    proto = onnx.load(model)
+    proto = read_model(model)
     tensor = next(t for t in proto.graph.initializer if t.name == "blocks.1.mlp.fc2.weight.codes")
     tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
     onnx.save(proto, model)

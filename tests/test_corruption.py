@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofq_deploy import api, validation
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.frozen import load_frozen
-from ofq_deploy.runtime_tests.model_file import open_model
+from ofq_deploy.runtime_tests.model_file import open_model, read_model
 from ofq_deploy.runtime_tests.proof import prove_weights
 
 IMAGES = 8
@@ -61,7 +61,7 @@ def judge(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 def _change(path: Path, name: str, change: Change) -> onnx.ModelProto:
     """The model with one constant changed; it must really differ."""
-    proto = onnx.load(path)
+    proto = read_model(path)
     tensor = _constant(proto, name)
     before = onnx.numpy_helper.to_array(tensor)
     after = np.asarray(change(before.copy()), dtype=before.dtype)
@@ -105,7 +105,7 @@ def _assert_names(result: dict[str, Any], operator: str, weights: str | None = N
 
 
 def test_the_unchanged_model_is_proven(model: Path, judge: Callable[[onnx.ModelProto], Any]) -> None:
-    result = judge(onnx.load(model))
+    result = judge(read_model(model))
 
     assert result["faults"] == []
     assert result["passed"]
@@ -114,7 +114,7 @@ def test_the_unchanged_model_is_proven(model: Path, judge: Callable[[onnx.ModelP
 
 @pytest.mark.parametrize("layer", ["blocks.0.attn.z", "blocks.1.attn.v", "blocks.0.attn.proj", "blocks.1.mlp.fc1"])
 def test_one_flipped_weight_code(model: Path, layer: str, judge: Callable[[onnx.ModelProto], Any]) -> None:
-    proto = onnx.load(model)
+    proto = read_model(model)
     tensor = _constant(proto, f"{layer}.weight.codes")
     assert tensor.data_type == onnx.TensorProto.INT4
     raw = bytearray(tensor.raw_data)
@@ -222,7 +222,7 @@ def test_a_changed_term_per_key(block: str, part: str, model: Path, judge: Calla
 )
 def test_a_changed_clip_limit(model: Path, quantizer: str, lower: int, judge: Callable[[onnx.ModelProto], Any]) -> None:
     """Lowered far enough that codes of this data reach it; the shared constant stays as it is for the others."""
-    proto = onnx.load(model)
+    proto = read_model(model)
     node = next(node for node in proto.graph.node if node.output[0] == f"{quantizer}.codes")
     assert node.op_type == "Min"
     limit = onnx.numpy_helper.to_array(_constant(proto, node.input[1]))
@@ -237,7 +237,7 @@ def test_metadata_that_the_frozen_file_does_not_have(
     model: Path, key: str, judge: Callable[[onnx.ModelProto], Any]
 ) -> None:
     """`predict` believes both: other labels or another mean are another model."""
-    proto = onnx.load(model)
+    proto = read_model(model)
     entry = next(entry for entry in proto.metadata_props if entry.key == f"ofq_deploy.{key}")
     value = json.loads(entry.value)
     entry.value = json.dumps(value[::-1] if key == "labels" else value | {"mean": [0.9]})
@@ -251,7 +251,7 @@ def test_metadata_that_the_frozen_file_does_not_have(
 def test_any_flipped_code_of_any_layer_is_found(
     data: st.DataObject, tiny_run: Path, portable_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    frozen, proto = load_frozen(tiny_run / "frozen.safetensors"), onnx.load(portable_model)
+    frozen, proto = load_frozen(tiny_run / "frozen.safetensors"), read_model(portable_model)
     layer = data.draw(st.sampled_from(BLOCK_LAYERS))
     tensor = _constant(proto, f"{layer}.weight.codes")
     raw = bytearray(tensor.raw_data)

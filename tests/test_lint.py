@@ -17,6 +17,7 @@ from ofq_deploy.frozen import Frozen
 from ofq_deploy.images import Preprocessing
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.lint import Finding, lint
+from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from tests.strategies import random_images, small_vit
@@ -128,7 +129,7 @@ def test_contrib_operators_are_found_in_what_should_be_portable(ort_model: Path)
 def test_a_portable_model_without_its_overridable_input_loses_every_fusion(
     portable_model: Path, tmp_path: Path
 ) -> None:
-    model = onnx.load(portable_model)
+    model = read_model(portable_model)
     products = sum(made.op_type == "MatMulInteger" and "row_sum" not in made.output[0] for made in model.graph.node)
     del model.graph.input[1]
     onnx.save(model, tmp_path / "model.onnx")

@@ -1,7 +1,8 @@
 """Packed weights: every width round-trips, takes the bytes it should, and ONNX Runtime decodes it."""
 
+from pathlib import Path
+
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.packing import pack_planes, packed_bytes, storage, unpack_planes, weight
 from ofq_deploy.frozen import Linear
-from ofq_deploy.runtime_tests.model_file import decoder
+from ofq_deploy.runtime_tests.model_file import decoder, read_model
 from ofq_deploy.runtime_tests.ort import open_session, run_all
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=13)
@@ -61,8 +62,8 @@ def test_storage_by_opset() -> None:
     assert [storage(bits, 25) for bits in range(5, 9)] == ["INT8"] * 4
 
 
-def test_decoder_of_a_whole_model_needs_no_input(portable_model: object) -> None:
-    model = onnx.load(portable_model)
+def test_decoder_of_a_whole_model_needs_no_input(portable_model: Path) -> None:
+    model = read_model(portable_model)
     names = [node.output[0] for node in model.graph.node if node.output[0].endswith(".weight")]
 
     decoded = run_all(open_session(decoder(model, names)), {})

@@ -12,6 +12,7 @@ from ofq_deploy.export.packing import packed_bytes
 from ofq_deploy.frozen import load_frozen
 from ofq_deploy.recipe import Recipe, load_recipe, override
 from ofq_deploy.runtime_tests.executed import executed_operators
+from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import open_session, run_logits
 
 WIDTHS = [(2, 2), (3, 3), (4, 4), (8, 8), (2, 4)]
@@ -48,7 +49,7 @@ def test_everything_is_proven(runs: Path, weight_bits: int, act_bits: int, act_s
         assert result["runtime_agrees_with_float64"] >= result["float32_agrees_with_float64"] - 1
         executed = executed_operators(model)
         assert (0, small, 0) == (executed.float, executed.small, executed.leftover_dequantize)
-        _check_packed_bytes(onnx.load(model), frozen.linears, frozen)
+        _check_packed_bytes(read_model(model), frozen.linears, frozen)
 
 
 def _check_packed_bytes(model: onnx.ModelProto, linears: dict[str, dict[str, object]], frozen: object) -> None:

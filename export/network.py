@@ -55,7 +55,7 @@ def metadata(frozen: Frozen, target: str, sha256: str) -> dict[str, str]:
     return {
         "ofq_deploy.target": target,
         "ofq_deploy.frozen_sha256": sha256,
-        "ofq_deploy.labels": json.dumps(frozen.labels),
+        "ofq_deploy.labels": json.dumps(frozen.labels, separators=(",", ":")),
         "ofq_deploy.method": "ofq",
         "ofq_deploy.preprocessing": json.dumps(asdict(frozen.preprocessing), sort_keys=True),
         "ofq_deploy.quantization": json.dumps(asdict(frozen.quantization), sort_keys=True),

@@ -17,7 +17,7 @@ def write_checked(model: ir.Model, path: Path) -> None:
     """Serialize, run the full ONNX checker and strict shape inference, and write; same model, same bytes.
 
     Left out of the file: node names, which repeat the name of the first output, and shapes that can be inferred.
-    Names inside the blocks are shortened.
+    All names but those of inputs and outputs are shortened.
     Raises OutputError when the file would exceed protobuf's 2 GB. A graph that fails the checker is our bug and
     surfaces as onnx.checker.ValidationError or onnx.shape_inference.InferenceError.
     """
@@ -35,15 +35,20 @@ def write_checked(model: ir.Model, path: Path) -> None:
 
 
 def _shorten(model: onnx.ModelProto) -> None:
-    """`blocks.3.attn.q.codes` becomes `3.17`, 17 being its role's place in the list that the metadata keeps.
+    """`blocks.3.attn.q.codes` becomes `3.17`, 17 being its role's place in the list that the metadata keeps; names
+    outside of the blocks become `.18`.
 
-    Every block repeats the same hundred names; in a 4-bit DeiT-T they would take 50 kB.
+    Every block repeats the same hundred names; in a 4-bit DeiT-T they would take 60 kB.
     """
     roles: dict[str, int] = {}
+    public = {"", *(value.name for value in (*model.graph.input, *model.graph.output))}
 
     def short(name: str) -> str:
+        if name in public:
+            return name
         match = BLOCK_NAME.fullmatch(name)
-        return f"{match[1]}.{roles.setdefault(match[2], len(roles))}" if match else name
+        block, role = match.groups() if match else ("", name)
+        return f"{block}.{roles.setdefault(role, len(roles))}"
 
     for node in model.graph.node:
         for names in (node.output, node.input):

@@ -1,6 +1,7 @@
 """Reading exported ONNX files: what they say of themselves, their taps, and the codes they hold."""
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 FORCED = "/forced"
 ROLES = "ofq_deploy.roles"
+SHORT_NAME = re.compile(r"(\d*)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,15 @@ def read_model(path: Path) -> "onnx.ModelProto":
 
 
 def _restore_names(model: "onnx.ModelProto") -> None:
-    """Undo the shortening that the writer applies: `3.17` is role 17 of block 3."""
-    roles = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), None)
+    """Undo the shortening that the writer applies: `3.17` is role 17 of block 3, `.18` is role 18 itself."""
+    roles: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
 
     def restored(name: str) -> str:
-        block, _, role = name.partition(".")
-        return f"blocks.{block}.{roles[int(role)]}" if roles and block.isdecimal() else name
+        match = SHORT_NAME.fullmatch(name) if roles else None
+        if match is None:
+            return name
+        role = roles[int(match[2])]
+        return f"blocks.{match[1]}.{role}" if match[1] else role
 
     for node in model.graph.node:
         for names in (node.output, node.input):

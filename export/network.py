@@ -151,9 +151,8 @@ class _Network:
         q_quantizer, k_quantizer = (self.frozen.quantizer(f"{attn}.{part}") for part in "qk")
         scores = self.score_product(attn, q, k, q_quantizer, rows)
         key_shift = self.frozen.get(f"{attn}.scores.key_shift")
-        return (
-            scores if key_shift is None else self.add_key_shift(attn, scores, k, key_shift[None, :, None], k_quantizer)
-        )
+        rows_added = [] if key_shift is None else [self.key_shift(attn, k, key_shift[None, :, None], k_quantizer)]
+        return self.add_rows(attn, scores, rows_added)
 
     def scores_qkr(self, attn: str, codes: ir.Value, queries: ir.Value, rows: int) -> ir.Value:
         b, a = self.b, self.a
@@ -163,10 +162,10 @@ class _Network:
         x_quantizer, z_quantizer = self.frozen.quantizer(f"{attn}.input"), self.frozen.quantizer(f"{attn}.z")
         scores = self.score_product(attn, x, z, x_quantizer, rows)
         key_shift = self.frozen.get(f"{attn}.scores.key_shift")
-        if key_shift is not None:
-            scores = self.add_key_shift(attn, scores, z, key_shift[None, :, None], z_quantizer)
         key_bias = self.frozen.get(f"{attn}.scores.key_bias")
-        return scores if key_bias is None else self.add_key_bias(attn, scores, codes, key_bias, x_quantizer)
+        rows_added = [] if key_shift is None else [self.key_shift(attn, z, key_shift[None, :, None], z_quantizer)]
+        rows_added += [] if key_bias is None else [self.key_bias(attn, codes, key_bias, x_quantizer)]
+        return self.add_rows(attn, scores, rows_added)
 
     def score_product(self, attn: str, left: ir.Value, right: ir.Value, quantizer: Quantizer, rows: int) -> ir.Value:
         """The left step, where there is one per query, is a Mul of its own: vector steps on both sides of the
@@ -183,9 +182,14 @@ class _Network:
         steps = b.float(f"{name}.query_step", quantizer.step[:rows].reshape(1, 1, -1, 1))
         return b.op("Mul", [scores, steps], f"{name}.stepped")
 
-    def add_key_shift(
-        self, attn: str, scores: ir.Value, keys: ir.Value, shift: Floats, quantizer: Quantizer
-    ) -> ir.Value:
+    def add_rows(self, attn: str, scores: ir.Value, rows: list[ir.Value]) -> ir.Value:
+        """Scores plus rows [batch, heads, 1, tokens], which are summed first: they are small, the scores are not."""
+        if not rows:
+            return scores
+        row = rows[0] if len(rows) == 1 else self.b.op("Add", rows, f"{attn}.scores.rows")
+        return self.b.op("Add", [scores, row], f"{attn}.scores.shifted")
+
+    def key_shift(self, attn: str, keys: ir.Value, shift: Floats, quantizer: Quantizer) -> ir.Value:
         """shift: float32 [1, heads or 1, 1, width]; keys: int8 [batch, heads, width, tokens]"""
         b, name = self.b, f"{attn}.scores.key_shift"
         real = b.cast(keys, ir.DataType.FLOAT, f"{name}.codes")
@@ -193,11 +197,9 @@ class _Network:
         if quantizer.step.size > 1:
             step = np.broadcast_to(quantizer.step.T, (self.a.heads, self.a.tokens))[None, :, None]
             row = b.op("Mul", [row, b.float(f"{name}.step", step)], f"{name}.stepped")
-        return b.op("Add", [scores, row], f"{name}.out")
+        return row
 
-    def add_key_bias(
-        self, attn: str, scores: ir.Value, codes: ir.Value, bias: Floats, quantizer: Quantizer
-    ) -> ir.Value:
+    def key_bias(self, attn: str, codes: ir.Value, bias: Floats, quantizer: Quantizer) -> ir.Value:
         """bias: float32 [heads, dim]; codes: uint8 [batch, tokens, dim]"""
         b, a, name = self.b, self.a, f"{attn}.scores.key_bias"
         real = b.cast(codes, ir.DataType.FLOAT, f"{name}.codes")
@@ -208,8 +210,7 @@ class _Network:
         if quantizer.step.size > 1:
             row = b.op("Mul", [row, b.float(f"{name}.step", quantizer.step.reshape(1, -1, 1))], f"{name}.stepped")
         row = b.transpose(row, (0, 2, 1), f"{name}.t")
-        row = b.reshape(row, [0, a.heads, 1, a.tokens], f"{name}.heads")
-        return b.op("Add", [scores, row], f"{name}.out")
+        return b.reshape(row, [0, a.heads, 1, a.tokens], f"{name}.heads")
 
     def context(self, attn: str, p: ir.Value, v: ir.Value, rows: int) -> ir.Value:
         """uint8 [batch, rows, dim], the codes that the projection reads."""

@@ -233,19 +233,24 @@ def bench(
     threads: int = 1,
     seconds: float = 3.0,
     baseline: Path | None = None,
+    profile: bool = False,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Measure a model (default: the newest of the newest run), interleaved with a baseline.
 
     baseline: an ONNX file; by default the float model of the run that the model came from
+    profile:  add the time of every operator, by kind and by role (ort-cpu)
 
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
     """
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
+    from ofq_deploy.runtime_tests.bench import image_shape
     from ofq_deploy.runtime_tests.runners import check_backend
 
     check_backend(backend)
+    if profile and backend != "ort-cpu":
+        raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
     found = find(model)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -262,6 +267,13 @@ def bench(
             read_model(baseline)
         arguments = tuple(batches), threads, seconds, report or Reporter(), backend
         result = measure(found.model.path, baseline, *arguments)
+        if profile:
+            from ofq_deploy.runtime_tests.profile import profile as measure_operators
+
+            for role, path in (("model", found.model.path), ("baseline", baseline)):
+                if path is not None:
+                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(path))
+                    result[role]["profile"] = asdict(measure_operators(path, threads, shape))
         if own:
             result["baseline"]["path"] = "the run's float model"
     return result | {"environment": environment()}

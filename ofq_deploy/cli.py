@@ -14,6 +14,7 @@ import typer
 from ofq_deploy.errors import OfqError
 
 NEGATIVE = 3
+SHOWN = 16  # rows of a profile
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -283,6 +284,7 @@ def bench(
     baseline: Annotated[
         Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")
     ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Where the time goes, by operator and role.")] = False,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -302,6 +304,7 @@ def bench(
         threads=threads,
         seconds=seconds,
         baseline=baseline,
+        profile=profile,
         report=_reporter(quiet),
     )
     _finish(result, _bench_text(result), as_json, output, force)
@@ -471,6 +474,13 @@ def _bench_text(result: dict[str, Any]) -> str:
             f"{row['images_per_s']:.0f} images/s ({row['calls']} calls)"
             for row in entry["latency_ms"]
         ]
+    for role in ("model", "baseline"):
+        for kind, shares in result.get(role, {}).get("profile", {}).items():
+            lines.append(f"{role} by {kind}:")
+            lines += [
+                f"  {row['name']:48} {row['nodes']:4} nodes {row['ms']:8.3f} ms {100 * row['share']:5.1f} %"
+                for row in shares[:SHOWN]
+            ]
     for row in result.get("speedup", []):
         lines.append(
             f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)"

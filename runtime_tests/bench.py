@@ -46,7 +46,7 @@ def bench(
     ratio of the medians, which exists only beside its baseline.
     """
     files = {"model": model, **({"baseline": baseline} if baseline else {})}
-    shape = _image_shape(files, batches)
+    shape = _common_shape(files, batches)
     runners = [[open_runner(backend, path, threads, batch) for path in files.values()] for batch in batches]
     result: dict[str, Any] = {"backend": backend, "threads": threads or "one per core"}
     for role, path in files.items():
@@ -68,24 +68,29 @@ def bench(
     return result
 
 
-def _image_shape(files: dict[str, Path], batches: tuple[int, ...]) -> tuple[int, ...]:
-    """[channels, height, width]: all models must take the same float images, at every batch size."""
-    shapes = {}
-    for role, path in files.items():
-        graph = read_model(path).graph
-        constants = {tensor.name for tensor in graph.initializer}
-        inputs = [value for value in graph.input if value.name not in constants]
-        found = [(value.name, value.type.tensor_type) for value in inputs]
-        axes = [[axis.dim_value for axis in kind.shape.dim] for _, kind in found]
-        if len(found) != 1 or found[0][1].elem_type != FLOAT or len(axes[0]) != 4 or not all(axes[0][1:]):
-            texts = ", ".join(f"{name} {shape}" for (name, _), shape in zip(found, axes, strict=True))
-            raise OnnxFileError(f"the {role} takes {texts}; expected one float input [batch, channels, height, width]")
-        fixed, *shapes[role] = axes[0]
-        if fixed and any(batch != fixed for batch in batches):
-            raise OnnxFileError(f"the {role} has the fixed batch size {fixed}; bench it with --batch {fixed}")
-    if len({tuple(shape) for shape in shapes.values()}) > 1:
+def image_shape(path: Path, role: str = "model", batches: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """[channels, height, width] of the one float input of a model; OnnxFileError for any other input, or for a
+    fixed batch size that is not the wanted one.
+    """
+    graph = read_model(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    found = [(value.name, value.type.tensor_type) for value in graph.input if value.name not in constants]
+    axes = [[axis.dim_value for axis in kind.shape.dim] for _, kind in found]
+    if len(found) != 1 or found[0][1].elem_type != FLOAT or len(axes[0]) != 4 or not all(axes[0][1:]):
+        texts = ", ".join(f"{name} {shape}" for (name, _), shape in zip(found, axes, strict=True))
+        raise OnnxFileError(f"the {role} takes {texts}; expected one float input [batch, channels, height, width]")
+    fixed, *shape = axes[0]
+    if fixed and any(batch != fixed for batch in batches):
+        raise OnnxFileError(f"the {role} has the fixed batch size {fixed}; bench it with --batch {fixed}")
+    return tuple(shape)
+
+
+def _common_shape(files: dict[str, Path], batches: tuple[int, ...]) -> tuple[int, ...]:
+    """All models must take the same images, at every batch size."""
+    shapes = {role: image_shape(path, role, batches) for role, path in files.items()}
+    if len(set(shapes.values())) > 1:
         raise OnnxFileError(f"the baseline takes images {shapes['baseline']}, the model {shapes['model']}")
-    return tuple(shapes["model"])
+    return shapes["model"]
 
 
 def _interleaved(runners: list[Run], shape: tuple[int, ...], seconds: float, report: Reporter) -> Iterator[Latency]:

@@ -20,6 +20,7 @@ def open_session(
     threads: int = 0,
     optimize: bool = True,
     optimized_path: Path | None = None,
+    profile_prefix: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
     """A session with all optimizations (or none), the way a deployment opens it.
 
@@ -35,6 +36,9 @@ def open_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # the optimized model is saved on purpose; its warning says nothing new
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()

@@ -833,8 +833,8 @@ def test_the_profile_is_printed(run_copy: Path, ort_model: Path, tmp_path: Path)
     done = _run("bench", ort_model, "--profile", "--seconds", 0, "--quiet", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^model by operators:\n  MatMulIntegerToFloat +\d+ nodes +[\d.]+ ms +[\d.]+ %$", done.stdout, re.M)
-    assert re.search(r"^baseline by roles:$", done.stdout, re.M)
+    assert re.search(r"^  MatMulIntegerToFloat +\d+ nodes +[\d.]+ ms +[\d.]+ %$", done.stdout, re.M)
+    assert {"model by operators:", "model by roles:", "baseline by roles:"} <= set(done.stdout.splitlines())
 
 
 def test_a_lint_finding_ends_with_the_negative_code(ort_model: Path, portable_model: Path, tmp_path: Path) -> None:

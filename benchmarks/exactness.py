@@ -7,7 +7,7 @@
     python benchmarks/exactness.py table benchmarks/results/exactness_*.json
 
 `forms` converts and calibrates the weights in every form (W2A2, W3A3, W4A4, W8A8, steps per token and tensor, both
-attention forms; shifts set at random, as training leaves them), and feeds each operator of both targets torch's codes
+attention forms; shifts set at random, some times wider than a short training leaves them), and feeds each operator of both targets torch's codes
 in batches of 1, 3 and 8. `runs` does what `validate` does with trained runs: the proof, and accuracy on all images.
 `table` prints the results as Markdown.
 """
@@ -39,7 +39,6 @@ from ofq_deploy.train.witness import witness
 
 BATCHES = (1, 3, 8)
 TARGET_NAMES = ("portable", "ort-cpu")
-SHIFT = 0.05  # spread of the random shifts
 RESULTS = ("top1_float", "top1_torch", "top1_runtime", "agreement", "drop_points")
 RESULTS += ("runtime_agrees_with_float64", "float32_agrees_with_float64", "test_images", "passed", "faults")
 
@@ -54,6 +53,7 @@ def main() -> None:
         command.add_argument("-o", "--output", type=Path, required=True)
         if name == "forms":
             command.add_argument("--init", type=Path, required=True)
+            command.add_argument("--shift", type=float, default=0.01, help="spread of the random shifts")
             command.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
         else:
             command.add_argument("runs", type=Path, nargs="+")
@@ -86,7 +86,7 @@ def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
         with torch.no_grad():
             for name, parameter in student.named_parameters():
                 if name.endswith((".before", ".after")):
-                    parameter.normal_(std=SHIFT)
+                    parameter.normal_(std=arguments.shift)
         calibrate(student, torch.from_numpy(images[:8]))  # the steps that fit the shifted inputs
         frozen = freeze(student.eval(), config, data.preprocessing, data.labels)
         codes, floats = witness(student, images)
@@ -97,7 +97,7 @@ def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
                 stored = prove_weights(path, frozen)
                 runtime, in_torch = prove_operators(path, frozen, images, {**codes, **floats}, report, BATCHES)
             row: dict[str, Any] = {"form": config.label, "steps": step, "attention": form, "target": target}
-            row |= {"images": len(images), "weights": asdict(stored)}
+            row |= {"images": len(images), "shift": arguments.shift, "weights": asdict(stored)}
             yield row | {"runtime": _counts(runtime), "torch": _counts(in_torch)}
 
 

@@ -202,11 +202,13 @@ class _Network:
     def key_bias(self, attn: str, codes: ir.Value, bias: Floats, quantizer: Quantizer) -> ir.Value:
         """bias: float32 [heads, dim]; codes: uint8 [batch, tokens, dim]"""
         b, a, name = self.b, self.a, f"{attn}.scores.key_bias"
-        real = b.cast(codes, ir.DataType.FLOAT, f"{name}.codes")
+        zero = self.zero(quantizer)
+        if zero:  # centred before the product: after it, 8-bit codes would cancel to a few digits
+            operands = [codes, b.float("one", 1.0), zero_point(b, zero)]
+            real = b.op("DequantizeLinear", operands, f"{name}.codes")
+        else:
+            real = b.cast(codes, ir.DataType.FLOAT, f"{name}.codes")
         row = b.op("MatMul", [real, b.float(name, bias.T)], f"{name}.product")
-        if zero := self.zero(quantizer):
-            offset = -zero * bias.astype(np.float64).sum(1)
-            row = b.op("Add", [row, b.float(f"{name}.offset", offset[None, None])], f"{name}.row")
         if quantizer.step.size > 1:
             row = b.op("Mul", [row, b.float(f"{name}.step", quantizer.step.reshape(1, -1, 1))], f"{name}.stepped")
         row = b.transpose(row, (0, 2, 1), f"{name}.t")

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -35,8 +36,8 @@ def write_checked(model: ir.Model, path: Path) -> None:
 
 
 def _shorten(model: onnx.ModelProto) -> None:
-    """`blocks.3.attn.q.codes` becomes `3.17`, 17 being its role's place in the list that the metadata keeps; names
-    outside of the blocks become `.18`.
+    """`blocks.3.attn.q.codes` becomes `3.h`, h (in base 36) being its role's place in the list that the metadata
+    keeps; names outside of the blocks become `.i`.
 
     Every block repeats the same hundred names; in a 4-bit DeiT-T they would take 60 kB.
     """
@@ -48,7 +49,7 @@ def _shorten(model: onnx.ModelProto) -> None:
             return name
         match = BLOCK_NAME.fullmatch(name)
         block, role = match.groups() if match else ("", name)
-        return f"{block}.{roles.setdefault(role, len(roles))}"
+        return f"{block}.{np.base_repr(roles.setdefault(role, len(roles)), 36).lower()}"
 
     for node in model.graph.node:
         for names in (node.output, node.input):

@@ -3,9 +3,13 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import optimized_graph
+
+if TYPE_CHECKING:
+    import onnx
 
 INTEGER_PRODUCTS = {
     "MatMulIntegerToFloat",
@@ -25,9 +29,9 @@ SMALL_ROLES = (".scores.key_shift.", ".scores.key_bias.")
 class Executed:
     """Operators of the optimized graph.
 
-    small:     float products of `SMALL_ROLES`
-    leftover:  QuantizeLinear is part of every integer model, DequantizeLinear should not be
-    operators: how often each operator occurs
+    small:               float products of `SMALL_ROLES`
+    leftover_dequantize: those that feed no small product; an integer model has none, it does have QuantizeLinear
+    operators:           how often each operator occurs
     """
 
     integer: int
@@ -42,6 +46,12 @@ def executed_operators(path: Path) -> Executed:
     nodes = optimized_graph(read_model(path)).graph.node
     counts = Counter(node.op_type for node in nodes)
     floats = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
-    small = sum(any(role in name for name in node.output for role in SMALL_ROLES) for node in floats)
+    small = sum(map(has_small_role, floats))
     integer = sum(counts[kind] for kind in INTEGER_PRODUCTS)
-    return Executed(integer, len(floats) - small, small, counts["DequantizeLinear"], dict(sorted(counts.items())))
+    pairs = [node for node in nodes if node.op_type == "DequantizeLinear" and not has_small_role(node)]
+    return Executed(integer, len(floats) - small, small, len(pairs), dict(sorted(counts.items())))
+
+
+def has_small_role(node: "onnx.NodeProto") -> bool:
+    """One of the small products, or what feeds it."""
+    return any(role in name for name in node.output for role in SMALL_ROLES)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.runtime_tests import openvino
-from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, SMALL_ROLES
+from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import open_session, optimized_graph
 
@@ -157,7 +157,7 @@ def float_product(model: Model) -> Iterator[Finding]:
         cure = "quantize both operands, to uint8 on the left and int8 on the right, for MatMulIntegerToFloat"
         if node.name.endswith("/MatMulAddFusion"):
             cure = "write the bias as [1, 1, n]: as [n] it made MatMul and Add one float Gemm"
-        if not any(role in name for name in node.output for role in SMALL_ROLES):
+        if not has_small_role(node):
             yield model.finding("float-product", node, "it multiplies in float", cure)
 
 
@@ -171,7 +171,8 @@ def unfused_product(model: Model) -> Iterator[Finding]:
 def dequantize(model: Model) -> Iterator[Finding]:
     for node in model.executed.of_kind("DequantizeLinear"):
         cure = "decode weights by Cast and integer arithmetic, and give products the codes"
-        yield model.finding("dequantize", node, "it makes floats of codes for every image", cure)
+        if not has_small_role(node):
+            yield model.finding("dequantize", node, "it makes floats of codes for every image", cure)
 
 
 def runtime_decoding(model: Model) -> Iterator[Finding]:

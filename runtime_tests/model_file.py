@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORCED = "/forced"
 ROLES = "ofq_deploy.roles"
-SHORT_NAME = re.compile(r"(\d*)\.(\d+)")
+SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ def read_model(path: Path) -> "onnx.ModelProto":
 
 
 def _restore_names(model: "onnx.ModelProto") -> None:
-    """Undo the shortening that the writer applies: `3.17` is role 17 of block 3, `.18` is role 18 itself."""
+    """Undo the shortening that the writer applies: `3.h` is role 17 (h in base 36) of block 3, `.i` is role 18 itself."""
     roles: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
 
     def restored(name: str) -> str:
         match = SHORT_NAME.fullmatch(name) if roles else None
         if match is None:
             return name
-        role = roles[int(match[2])]
+        role = roles[int(match[2], 36)]
         return f"blocks.{match[1]}.{role}" if match[1] else role
 
     for node in model.graph.node:

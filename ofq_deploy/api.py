@@ -14,7 +14,7 @@ from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
 from ofq_deploy.progress import Reporter
-from ofq_deploy.recipe import DEFAULT, Quantization, Recipe, dump_toml, load_recipe, override
+from ofq_deploy.recipe import DEFAULT, Model, Quantization, Recipe, dump_toml, load_recipe, override
 from ofq_deploy.runs import RUNS, Run, load_run, newest_run, write_manifest
 
 if TYPE_CHECKING:
@@ -41,10 +41,17 @@ TARGET_NAMES = ("portable", "ort-cpu", "openvino", "fp32")
 PROOF_IMAGES = 16
 
 
-def convert(model: "nn.Module", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
-    """A quantized copy of a timm ViT or DeiT, and what was replaced; see ofq_deploy.train.convert.convert."""
-    from ofq_deploy.train.convert import convert as convert_model
+def convert(model: "nn.Module | str | Path", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
+    """A quantized copy of a timm ViT or DeiT, and what was replaced; see ofq_deploy.train.convert.convert.
 
+    model: the network, or a file of its weights (.safetensors, .pth)
+    """
+    from ofq_deploy.train.convert import convert as convert_model
+    from ofq_deploy.train.pretrained import classes_of, load_pretrained, model_of, read_weights
+
+    if isinstance(model, (str, Path)):
+        weights = read_weights(Path(model))
+        model, _ = load_pretrained(weights, model_of(weights, Model(distilled=False)), classes_of(weights))
     return convert_model(model, config or Quantization())
 
 

@@ -18,6 +18,7 @@ from ofq_deploy.errors import ModelError, OfqError
 from ofq_deploy.imagenet import names, wnids
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Model
+from ofq_deploy.train.convert import quantizers_off
 from ofq_deploy.train.pretrained import load_pretrained, model_of
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 1000}
@@ -193,3 +194,16 @@ def test_what_cannot_start_a_student_is_refused(
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("kind", [VisionTransformer, VisionTransformerDistilled])
+def test_convert_takes_a_file_of_weights(kind: type, tmp_path: Path) -> None:
+    network = kind(**SIZES).eval()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    images = torch.rand(2, 3, 32, 32)
+
+    student, replaced = api.convert(tmp_path / "weights.safetensors")
+
+    assert {"QkrAttention"} <= {replacement.now for replacement in replaced}
+    with quantizers_off(student), torch.no_grad():
+        torch.testing.assert_close(student.eval()(images), network(images), rtol=0, atol=1e-5)

@@ -44,7 +44,7 @@ PROOF_IMAGES = 16
 def convert(model: "nn.Module | str | Path", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
     """A quantized copy of a timm ViT or DeiT, and what was replaced; see ofq_deploy.train.convert.convert.
 
-    model: the network, or a file of its weights (.safetensors, .pth)
+    model: the network, or a file of its weights (.safetensors, .pth), whose heads are then taken to be 64 wide
     """
     from ofq_deploy.train.convert import convert as convert_model
     from ofq_deploy.train.pretrained import classes_of, load_pretrained, model_of, read_weights

@@ -214,7 +214,9 @@ def export(
 def validate(
     subject: Subject = None,
     run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits or a folder of images [default: the run's own].")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, a folder or .csv of images [default: the run's own].")
+    ] = None,
     backend: Backend = "ort-cpu",
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")
@@ -423,9 +425,22 @@ def _validation_text(result: dict[str, Any]) -> str:
         f"  image {entry['image']} at {entry['operator']} ({'a tie' if entry['is_tie'] else 'NO tie'})"
         for entry in free["divergences"][:5]
     ]
-    lines.append(f"top-1 {result['top1_runtime']:.2f} %")
+    accuracy = result["accuracy"]
+    lines += [
+        "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(name, accuracy[key], *accuracy[f"{key}_interval"])
+        for name, key in (("top-5", "top5"), ("top-1", "top1"))
+        if key in accuracy
+    ]
     if "top1_torch" in result:
-        lines[-1] += f" (torch {result['top1_torch']:.2f} %, float model {result['top1_float']:.2f} %)"
+        pair = result["against_float"]
+        line = f"same prediction as the float model: {pair['agreement']:.2f} %"
+        if "top1" in accuracy:
+            lines[-1] += f"; torch {result['top1_torch']:.2f} %, float model {result['top1_float']:.2f} %"
+            line += (
+                f"; alone right: this model on {pair['only_model_right']} images, the float model on "
+                f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
+            )
+        lines.append(line)
         lines.append(
             f"same prediction as torch: {result['agreement']:.2f} %; as torch float64: runtime "
             f"{result['runtime_agrees_with_float64']}, torch float32 {result['float32_agrees_with_float64']} images"

@@ -1,7 +1,9 @@
-"""Data sets: the embedded digits, and folders of images in one folder per class."""
+"""Data sets: the embedded digits, folders of images, and tables of files and labels."""
 
+import csv
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from ofq_deploy.images import Preprocessing, load_image, preprocess
 
 DIGITS_SPLIT = Path(__file__).parent / "digits_split.json"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+UNKNOWN = -1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -22,12 +25,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Split:
     """Some images with their classes.
 
-    classes: int64 [images]
+    classes: int64 [images], UNKNOWN where there are no labels
     load:    one image by its index, float32 [channels, size, size]
     """
 
     classes: NDArray[np.int64]
     load: Callable[[int], NDArray[np.float32]]
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.classes != UNKNOWN).all())
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -76,9 +83,9 @@ def load_dataset(
     """The data set of that name, or the folder at that path, as square images of side `size`.
 
     A folder holds train/ and val/ (and test/, else val/ serves as both), or the class folders themselves, which are
-    then validation and test split; each of these holds one folder of images per class. A model brings its own
-    `preprocessing` and `labels`: its classes are then found by their folders' names, ImageNet's also by their
-    WordNet ids.
+    then validation and test split; each of these holds one folder of images per class. A folder of nothing but
+    images has no labels. A .csv file has the columns `file` (relative to it) and `label`. A model brings its own
+    `preprocessing` and `labels`: its classes are then found by name or index, ImageNet's also by their WordNet ids.
     Raises DataError for a path that is no such folder, is empty or holds no images, or classes that the model
     does not know.
     """
@@ -87,7 +94,10 @@ def load_dataset(
         if labels not in (None, data.labels):
             raise DataError("the model does not know the classes of digits; pass its own data with --data")
         return data
-    return _folder(Path(name), preprocessing or folder_preprocessing(size), labels)
+    how = preprocessing or folder_preprocessing(size)
+    if name.endswith(".csv"):
+        return _table(Path(name), how, labels)
+    return _folder(Path(name), how, labels)
 
 
 def digits_preprocessing(size: int) -> Preprocessing:
@@ -120,30 +130,64 @@ def _digits(how: Preprocessing) -> Dataset:
 
 def _folder(root: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dataset:
     if not root.is_dir():
-        raise DataError(f"no data set {str(root)!r}: it is neither 'digits' nor a folder of images")
+        raise DataError(f"no data set {str(root)!r}: it is neither 'digits', nor a folder of images, nor a .csv file")
     layered = (root / "val").is_dir()
     validation = root / "val" if layered else root
     test = root / "test" if (root / "test").is_dir() and layered else None
     train = root / "train" if (root / "train").is_dir() and layered else None
+    files = sorted(path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if files and not layered and not any(path.is_dir() for path in root.iterdir()):
+        return _test_only(root, known or ("unknown",), how, [(path, UNKNOWN) for path in files])
     folders = tuple(sorted(folder.name for folder in (train or validation).iterdir() if folder.is_dir()))
     classes = _class_indices(folders, known, train or validation)
     splits = [_folder_split(part, classes, how) if part else _NOTHING for part in (train, validation)]
     splits.append(_folder_split(test, classes, how) if test else splits[1])
-    files = [(str(path.relative_to(root)), path.stat()) for path in sorted(root.rglob("*")) if path.is_file()]
-    listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
-    fingerprint = hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()
+    fingerprint = _fingerprint(root, [path for path in sorted(root.rglob("*")) if path.is_file()], how)
     return Dataset(root.name, fingerprint, known or folders, how, *splits)
 
 
-def _class_indices(folders: tuple[str, ...], known: tuple[str, ...] | None, root: Path) -> dict[str, int]:
-    """The class index of each folder: its own order, or where the model's labels have it."""
-    labels = folders if known is None else known
-    if not set(folders) <= set(labels) and len(labels) == imagenet.CLASSES:
+def _table(path: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dataset:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except FileNotFoundError as error:
+        raise DataError(f"no data set {path}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no readable table ({error})") from error
+    if not rows or not {"file", "label"} <= set(rows[0]) or not all(row["file"] and row["label"] for row in rows):
+        raise DataError(f"{path} has no rows with the columns file and label")
+    names = tuple(sorted({row["label"] for row in rows}))
+    if known is not None and all(name.isdecimal() and int(name) < len(known) for name in names):
+        indices = {name: int(name) for name in names}
+    else:
+        indices = _class_indices(names, known, path)
+    files = [(path.parent / row["file"], indices[row["label"]]) for row in rows]
+    missing = [file for file, _ in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{path} names {len(missing)} files that do not exist, as {missing[0]}")
+    return _test_only(path, known or names, how, files)
+
+
+def _test_only(source: Path, labels: tuple[str, ...], how: Preprocessing, files: list[tuple[Path, int]]) -> Dataset:
+    split = _split(files, how)
+    fingerprint = _fingerprint(source.parent, [path for path, _ in files], how)
+    return Dataset(source.name, fingerprint, labels, how, _NOTHING, split, split)
+
+
+def _fingerprint(root: Path, files: list[Path], how: Preprocessing) -> str:
+    listing = [(os.path.relpath(path, root), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()
+
+
+def _class_indices(names: tuple[str, ...], known: tuple[str, ...] | None, source: Path) -> dict[str, int]:
+    """The class index of each name: its own order, or where the model's labels have it."""
+    labels = names if known is None else known
+    if not set(names) <= set(labels) and len(labels) == imagenet.CLASSES:
         labels = imagenet.wnids()
-    strangers = sorted(set(folders) - set(labels))
+    strangers = sorted(set(names) - set(labels))
     if strangers:
-        raise DataError(f"{root} has class folders that the model does not know: {', '.join(strangers[:5])}")
-    return {folder: labels.index(folder) for folder in folders}
+        raise DataError(f"{source} has classes that the model does not know: {', '.join(strangers[:5])}")
+    return {name: labels.index(name) for name in names}
 
 
 def _folder_split(folder: Path, indices: dict[str, int], how: Preprocessing) -> Split:
@@ -158,5 +202,9 @@ def _folder_split(folder: Path, indices: dict[str, int], how: Preprocessing) -> 
     ]
     if not files:
         raise DataError(f"{folder} holds no images; expected one folder of images per class")
+    return _split(files, how)
+
+
+def _split(files: list[tuple[Path, int]], how: Preprocessing) -> Split:
     classes = np.asarray([index for _, index in files], dtype=np.int64)
     return Split(classes, lambda index: load_image(files[index][0], how))

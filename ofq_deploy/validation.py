@@ -28,7 +28,7 @@ def validate_model(
     report: Reporter,
 ) -> dict[str, Any]:
     """See ofq_deploy.api.validate."""
-    from ofq_deploy.runtime_tests.accuracy import measure_accuracy
+    from ofq_deploy.runtime_tests.accuracy import by_class, measure_accuracy, paired
 
     found = find(subject, run)
     frozen = _frozen_of(found, max_drop)
@@ -36,6 +36,8 @@ def validate_model(
     if not chosen:
         raise DataError("the run does not name its data; pass --data NAME|PATH")
     test = load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
+    if max_drop is not None and not test.labelled:
+        raise DataError(f"{chosen} has no labels, and --max-drop needs them; expected one folder of images per class")
     student = None
     if found.run is not None:
         from ofq_deploy.train.reference import load_student
@@ -44,11 +46,14 @@ def validate_model(
     proof = _prove(found, frozen, student, test, images, report)
     accuracy = measure_accuracy(found.model.path, test, report)
     result = _summary(found, proof, accuracy) | {"data": chosen, "test_images": len(test)}
+    result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, frozen.labels)}
     faults = _metadata_faults(found, frozen) + proof.faults()
     if found.run is not None:
         result |= _agreement(student, test, accuracy, report)
-        result["top1_float"] = _float_top1(found.run, frozen, test, report)
-        result["drop_points"] = result["top1_float"] - accuracy.top1
+        reference = _float_accuracy(found.run, frozen, test, report)
+        result |= {"top1_float": reference.top1, "against_float": paired(accuracy, reference)}
+        if accuracy.top1 is not None and reference.top1 is not None:
+            result["drop_points"] = reference.top1 - accuracy.top1
         if max_drop is not None and result["drop_points"] > max_drop:
             faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
     return result | {"passed": not faults, "faults": faults}
@@ -150,14 +155,14 @@ def _agreement(student: Any, test: Split, accuracy: "Accuracy", report: Reporter
     single = predict_classes(student, test, torch.float32, report)
     double = predict_classes(student, test, torch.float64, report)
     return {
-        "top1_torch": 100 * float((single == test.classes).mean()),
+        "top1_torch": 100 * float((single == test.classes).mean()) if test.labelled else None,
         "agreement": 100 * float((accuracy.predictions == single).mean()),
         "runtime_agrees_with_float64": int((accuracy.predictions == double).sum()),
         "float32_agrees_with_float64": int((single == double).sum()),
     }
 
 
-def _float_top1(run: Run, frozen: Frozen, test: Split, report: Reporter) -> float:
+def _float_accuracy(run: Run, frozen: Frozen, test: Split, report: Reporter) -> "Accuracy":
     from ofq_deploy.export.fp32 import build_fp32
     from ofq_deploy.export.write import write_checked
     from ofq_deploy.runtime_tests.accuracy import measure_accuracy
@@ -165,7 +170,7 @@ def _float_top1(run: Run, frozen: Frozen, test: Split, report: Reporter) -> floa
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "the float model"
         write_checked(build_fp32(frozen, run.file("teacher.safetensors")), path)
-        return measure_accuracy(path, test, report).top1
+        return measure_accuracy(path, test, report)
 
 
 def validate_golden(subject: str | Path | None, golden: Path, report: Reporter) -> dict[str, Any]:

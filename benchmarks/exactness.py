@@ -39,7 +39,7 @@ from ofq_deploy.train.witness import witness
 
 BATCHES = (1, 3, 8)
 TARGET_NAMES = ("portable", "ort-cpu")
-RESULTS = ("top1_float", "top1_torch", "top1_runtime", "agreement", "drop_points")
+RESULTS = ("top1_float", "top1_torch", "top1_torch_float64", "top1_runtime", "agreement")
 RESULTS += ("runtime_agrees_with_float64", "float32_agrees_with_float64", "test_images", "passed", "faults")
 
 
@@ -123,7 +123,11 @@ def table(result: dict[str, Any]) -> str:
     is_run = "run" in rows[0]
     heads = ["form", "steps", "attention", "target", "weight codes", "codes compared", "differ", "of them ties"]
     heads += ["torch float32: differ", "ties", "verdict"]
-    heads += ["top-1 runtime / torch / float", "equal to float64: runtime / torch float32"] if is_run else []
+    heads += (
+        ["top-1 runtime / torch float32 / float64 / float model", "equal to float64: runtime / torch float32"]
+        if is_run
+        else []
+    )
     lines = [heads, ["---"] * len(heads)]
     total = 0
     for row in rows:
@@ -137,7 +141,8 @@ def table(result: dict[str, Any]) -> str:
         cells.append("exact" if runtime["passed"] and in_torch["passed"] and not wrong else "DIFFERS")
         if is_run:
             cells[0] = f"{row['run']} ({row['form']})"
-            cells.append(f"{row['top1_runtime']:.1f} / {row['top1_torch']:.1f} / {row['top1_float']:.1f} %")
+            shares = (row.get(f"top1_{name}") for name in ("runtime", "torch", "torch_float64", "float"))
+            cells.append(" / ".join("-" if share is None else f"{share:.1f}" for share in shares))
             agree = row["runtime_agrees_with_float64"], row["float32_agrees_with_float64"]
             cells.append(f"{agree[0]} / {agree[1]} of {row['test_images']}")
         lines.append([str(cell) for cell in cells])

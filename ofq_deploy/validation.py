@@ -155,7 +155,10 @@ def _agreement(student: Any, test: Split, accuracy: "Accuracy", report: Reporter
     single = predict_classes(student, test, torch.float32, report)
     double = predict_classes(student, test, torch.float64, report)
     return {
-        "top1_torch": 100 * float((single == test.classes).mean()) if test.labelled else None,
+        **{
+            name: 100 * float((predictions == test.classes).mean()) if test.labelled else None
+            for name, predictions in (("top1_torch", single), ("top1_torch_float64", double))
+        },
         "agreement": 100 * float((accuracy.predictions == single).mean()),
         "runtime_agrees_with_float64": int((accuracy.predictions == double).sum()),
         "float32_agrees_with_float64": int((single == double).sum()),

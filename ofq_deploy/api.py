@@ -14,7 +14,7 @@ from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
 from ofq_deploy.progress import Reporter
-from ofq_deploy.recipe import DEFAULT, Model, Quantization, Recipe, dump_toml, load_recipe, override
+from ofq_deploy.recipe import DEFAULT, Quantization, Recipe, dump_toml, load_recipe, override
 from ofq_deploy.runs import RUNS, Run, load_run, newest_run, write_manifest
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def convert(model: "nn.Module | str | Path", config: Quantization | None = None)
 
     if isinstance(model, (str, Path)):
         weights = read_weights(Path(model))
-        model, _ = load_pretrained(weights, model_of(weights, Model(distilled=False)), classes_of(weights))
+        model, _ = load_pretrained(weights, model_of(weights, distilled=False), classes_of(weights))
     return convert_model(model, config or Quantization())
 
 
@@ -76,14 +76,14 @@ def train(
     overrides: dotted recipe keys, as {"train.epochs": 1}
     device:    "auto", "cpu" or "cuda"
 
-    The float teacher is trained first, or read from the recipe's `init`, and kept in `.teachers` beside the run folder, for the next run that needs
+    The float teacher is read from the recipe's `init`, or trained first and kept in `.teachers` beside the run folder, for the next run that needs
     the same one. Raises RecipeError, DataError, ModelError and OutputError.
     """
     report = report or Reporter()
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     chosen = override(chosen, overrides or {})
     for key, value in (("data", chosen.data), ("init", chosen.init)):
-        if value and Path(value).exists():
+        if value and value != "digits" and Path(value).exists():
             chosen = override(chosen, {key: str(Path(value).resolve())})  # for later commands, from anywhere
     path = Path(output) if output else RUNS / chosen.name
     refuse_existing(path, force)
@@ -100,7 +100,11 @@ def train(
     weights = None
     if chosen.init:
         weights = read_weights(Path(chosen.init))
-        chosen = replace(chosen, model=model_of(weights, chosen.model))
+        wanted = chosen.model
+        chosen = replace(chosen, model=model_of(weights, wanted.distilled))
+        if wanted.dim == chosen.model.dim:
+            chosen = replace(chosen, model=model_of(weights, wanted.distilled, wanted.heads))
+        report.say(f"{chosen.init}: {chosen.model.depth} blocks, {chosen.model.heads} heads, width {chosen.model.dim}")
     data = _training_data(chosen, weights)
     if not len(data.train) or len(data.labels) < 2:
         raise DataError(f"{chosen.data} cannot be trained on; expected train/ and val/ with at least two class folders")
@@ -181,7 +185,7 @@ def export(
 ) -> Path:
     """Write the ONNX model of a run (by default the newest) and return its path.
 
-    target: "portable", "ort-cpu", or "fp32" for the float model that the run started from
+    target: "portable", "ort-cpu", "openvino", or "fp32" for the float model that the run started from
     output: by default model.<target>.onnx in the run folder
 
     The file gets its name only after the full checker, shape inference and a session load.
@@ -228,6 +232,8 @@ def validate(
         raise UnsupportedByTarget(f"no proof on backend {backend!r}; there is one on ort-cpu")
     report = report or Reporter()
     if golden is not None:
+        if data is not None or max_drop is not None or run is not None:
+            raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
         return validate_golden(subject, Path(golden), report)
     return validate_model(subject, run, data, max_drop, images, report)
 
@@ -335,10 +341,13 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     Returns rule, node, operator, cause and cure of every fault. Takes any ONNX file when `target` is given.
     """
     from ofq_deploy.runtime_tests.lint import lint as find_faults
-    from ofq_deploy.runtime_tests.model_file import open_model
+    from ofq_deploy.runtime_tests.model_file import read_model
 
     path = model_path(model)
-    return [asdict(fault) for fault in find_faults(path, target or open_model(path)[1].target)]
+    stated = {entry.key: entry.value for entry in read_model(path).metadata_props}.get("ofq_deploy.target")
+    if target is None and stated is None:
+        raise UnsupportedByTarget(f"{path} does not say what it was made for; pass --target")
+    return [asdict(fault) for fault in find_faults(path, target or str(stated))]
 
 
 def _fill_run(

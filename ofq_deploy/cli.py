@@ -29,7 +29,6 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress.")]
 Subject = Annotated[Path | None, typer.Argument(help="An ONNX model or a run folder [default: the newest run].")]
-Backend = Annotated[str, typer.Option(help="Runtime: ort-cpu.")]
 
 
 def main() -> None:
@@ -217,7 +216,7 @@ def validate(
     data: Annotated[
         str | None, typer.Option(help="digits, a folder or .csv of images [default: the run's own].")
     ] = None,
-    backend: Backend = "ort-cpu",
+    backend: Annotated[str, typer.Option(help="Runtime of the proof: ort-cpu.")] = "ort-cpu",
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")
     ] = None,
@@ -277,7 +276,7 @@ def predict(
 @app.command()
 def bench(
     model: Subject = None,
-    backend: Backend = "ort-cpu",
+    backend: Annotated[str, typer.Option(help="Runtime: ort-cpu or openvino.")] = "ort-cpu",
     batch: Annotated[
         list[int] | None, typer.Option(min=1, max=65536, help="Batch size; may be given again [default: 1].")
     ] = None,

@@ -22,32 +22,32 @@ class Subject:
     run: Run | None
 
 
-def model_path(subject: str | Path | None) -> Path:
-    """The model itself, or the newest quantized model of a run folder (by default of the newest run)."""
+def model_path(subject: str | Path | None, without: tuple[str, ...] = ("fp32",)) -> Path:
+    """The model itself, or the newest model of a run folder (by default of the newest run) but for some targets."""
     path = Path(subject) if subject is not None else newest_run().path
     if not path.is_dir():
         return path
-    models = exported_models(path)
+    models = exported_models(path, without)
     if not models:
         raise OnnxFileError(f"{path} holds no exported model; make one with: ofq-deploy export {path} --to onnx")
     return max(models, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
 
-def exported_models(folder: Path) -> list[Path]:
-    """The quantized models that `export` wrote into a folder."""
+def exported_models(folder: Path, without: tuple[str, ...] = ("fp32",)) -> list[Path]:
+    """The models that `export` wrote into a folder, but for some targets."""
     from ofq_deploy.runtime_tests.model_file import open_model
 
     found = []
     for file in folder.glob("[!.]*.onnx"):
         try:
-            if open_model(file)[1].target != "fp32":
+            if open_model(file)[1].target not in without:
                 found.append(file)
         except OnnxFileError:
             continue  # from elsewhere, or damaged: naming it shows what is wrong with it
     return found
 
 
-def find(subject: str | Path | None, reference: Path | None = None) -> Subject:
+def find(subject: str | Path | None, reference: Path | None = None, without: tuple[str, ...] = ("fp32",)) -> Subject:
     """A model, and the frozen file whose hash it names: in `reference` (a run folder or frozen file), else beside
     the model or under runs/.
 
@@ -55,7 +55,7 @@ def find(subject: str | Path | None, reference: Path | None = None) -> Subject:
     """
     from ofq_deploy.runtime_tests.model_file import open_model, reference_run
 
-    path = model_path(subject)
+    path = model_path(subject, without)
     _, model = open_model(path)
     if model.target == "fp32":
         return Subject(model, None, None)

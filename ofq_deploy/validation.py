@@ -30,7 +30,7 @@ def validate_model(
     """See ofq_deploy.api.validate."""
     from ofq_deploy.runtime_tests.accuracy import by_class, measure_accuracy, paired
 
-    found = find(subject, run)
+    found = find(subject, run, without=("fp32", "openvino"))
     frozen = _frozen_of(found, max_drop)
     chosen = data or (found.run.recipe.data if found.run else "")
     if not chosen:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import optimized_graph
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Executed:
 
 def executed_operators(path: Path) -> Executed:
     """Open the model in ONNX Runtime and classify the nodes that it will execute."""
-    nodes = optimized_graph(read_model(path)).graph.node
+    nodes = optimized_graph(path).graph.node
     counts = Counter(node.op_type for node in nodes)
     floats = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
     small = sum(map(has_small_role, floats))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Operators beside FLOAT_PRODUCTS that multiply activations in float.
 FLOAT_BLOCKS = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention", "Einsum", "ConvTranspose"}
+FLOAT_BLOCKS |= {"LSTM", "GRU", "RNN"}
 # int32 sums that join others before they are rescaled: row sums, and the half sums of 9-bit integers.
 SUM_ROLES = (".row_sum.total", ".half_total")
 RIGHT_OPERAND = {kind: 3 if kind.startswith("Q") else 1 for kind in INTEGER_PRODUCTS}
@@ -95,7 +96,7 @@ class Model:
 
     @cached_property
     def _optimized(self) -> "onnx.ModelProto":
-        return optimized_graph(self.proto)
+        return optimized_graph(self.path)
 
     @cached_property
     def executed(self) -> Graph:

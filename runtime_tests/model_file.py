@@ -51,13 +51,13 @@ def read_model(path: Path) -> "onnx.ModelProto":
         raise OnnxFileError(f"no model {path}; make one with: ofq-deploy export --to onnx") from error
     except IsADirectoryError as error:
         raise OnnxFileError(f"{path} is a folder, expected an .onnx file") from error
-    except (DecodeError, OSError) as error:
+    except (DecodeError, OSError, onnx.checker.ValidationError) as error:
         raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
     try:
         _restore_names(model)
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError) as error:
         raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
     return model
 

@@ -26,12 +26,13 @@ ORIGIN = "originalLayersNames"
 
 
 def compile_model(
-    source: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None
+    path: Path, threads: int = 0, batch: int | None = None, model: "onnx.ModelProto | None" = None
 ) -> "openvino.CompiledModel":
     """A compiled model with one stream.
 
     threads: 0 for one per core
     batch:   a fixed batch size, which it runs faster than a symbolic one
+    model:   what the file holds, where it has been read already
 
     Raises BackendMissing without openvino, OnnxFileError when the model does not load.
     """
@@ -44,15 +45,14 @@ def compile_model(
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        model = core.read_model(source if isinstance(source, Path) else source.SerializeToString())
+        network = core.read_model(path if model is None else model.SerializeToString())
         if batch is not None:
-            shape = [axis.get_length() if axis.is_static else batch for axis in model.input(0).partial_shape]
-            model.reshape({model.input(0): shape})
-        return core.compile_model(model, "CPU", settings)
+            shape = [axis.get_length() if axis.is_static else batch for axis in network.input(0).partial_shape]
+            network.reshape({network.input(0): shape})
+        return core.compile_model(network, "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
         lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
-        where = source if isinstance(source, Path) else "the model"
-        raise OnnxFileError(f"{where} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
+        raise OnnxFileError(f"{path} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
 
 
 def runner(path: Path, threads: int, batch: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
@@ -79,7 +79,7 @@ class Node:
 def executed_nodes(path: Path) -> list[Node]:
     """What the compiled model executes; constants are prepared once and left out."""
     model, found = read_model(path), []
-    for node in compile_model(model, 1, 1).get_runtime_model().get_ops():
+    for node in compile_model(path, 1, 1, model).get_runtime_model().get_ops():
         info = node.get_rt_info()
         kind, precision, origin = (info[key].astype(str) for key in ("layerType", "runtimePrecision", ORIGIN))
         if kind not in ("Const", "Input", "Output"):

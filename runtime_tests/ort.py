@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.runtime_tests.model_file import read_model
 
 if TYPE_CHECKING:
     import onnx
@@ -21,10 +22,13 @@ def open_session(
     optimize: bool = True,
     optimized_path: Path | None = None,
     profile_prefix: Path | None = None,
+    where: Path | None = None,
 ) -> "onnxruntime.InferenceSession":
     """A session with all optimizations (or none), the way a deployment opens it.
 
-    threads: 0 for one per core.
+    threads: 0 for one per core
+    where:   the file that a model in memory comes from, for the message
+
     Raises BackendMissing without onnxruntime, OnnxFileError when the model does not load.
     """
     try:
@@ -48,8 +52,8 @@ def open_session(
         if "output_dtype INT8 does not match" in str(error):  # its rewriting of int8 pairs to uint8 forgets a type
             options.add_session_config_entry("session.qdqisint8allowed", "1")
             return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        where = str(model) if isinstance(model, Path) else "the model"
-        raise OnnxFileError(f"{where} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
+        named = model if isinstance(model, Path) else where or "the model"
+        raise OnnxFileError(f"{named} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
 
 
 def run_logits(session: "onnxruntime.InferenceSession", images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -63,11 +67,11 @@ def run_all(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[An
     return dict(zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True))
 
 
-def optimized_graph(model: "Path | onnx.ModelProto") -> "onnx.ModelProto":
-    """The graph that ONNX Runtime really executes."""
+def optimized_graph(path: Path) -> "onnx.ModelProto":
+    """The graph that ONNX Runtime really executes, with the long names."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(model, optimized_path=optimized)
+        open_session(read_model(path), optimized_path=optimized, where=path)
         return onnx.load(optimized)

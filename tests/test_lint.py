@@ -114,6 +114,23 @@ def test_exported_models_are_clean(tmp_path: Path, changes: dict[str, Any], act_
         assert lint(tmp_path / "model.onnx", name) == []
 
 
+@pytest.mark.parametrize("attention", ["qkr", "qk"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"weight_bits": w, "act_bits": a} for w, a in WIDTHS if w < 8),
+        {"weight_bits": 8, "act_bits": 8, "weights": "lsq"},
+        {"shifts": False},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_models_for_openvino_are_clean(tmp_path: Path, changes: dict[str, Any], attention: Any) -> None:
+    frozen = frozen_model(Quantization(**{"attention": attention, "act_step": "tensor", **changes}))
+    write_checked(build(frozen, TARGETS["openvino"]), tmp_path / "model.onnx")
+
+    assert lint(tmp_path / "model.onnx", "openvino") == []
+
+
 def test_trained_models_are_clean(portable_model: Path, ort_model: Path) -> None:
     assert lint(portable_model, "portable") == []
     assert lint(ort_model, "ort-cpu") == []

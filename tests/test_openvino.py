@@ -95,6 +95,28 @@ def test_the_proof_says_that_it_needs_the_portable_model(model: Path) -> None:
         api.validate(model)
 
 
+def test_validate_of_a_run_takes_what_can_be_proven(model: Path, run: Path) -> None:
+    portable = api.export(run, target="portable", force=True)
+    api.export(run, target="openvino", force=True)
+
+    assert api.validate(run, images=2)["model"] == str(portable)
+
+
+def test_the_file_advised_for_steps_per_token_runs_at_a_fixed_batch(tmp_path: Path) -> None:
+    from ofq_deploy.export.network import build
+    from ofq_deploy.export.targets import TARGETS
+    from ofq_deploy.export.write import write_checked
+    from tests.test_lint import frozen_model
+
+    path = tmp_path / "model.onnx"
+    write_checked(build(frozen_model(Quantization(4, 4, attention="qk")), TARGETS["ort-cpu"]), path)
+    images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
+
+    np.testing.assert_allclose(
+        openvino.runner(path, 1, 2)(images), run_logits(open_session(path), images), rtol=0, atol=0.1
+    )
+
+
 def test_an_opset_that_openvino_does_not_read_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedByTarget, match="opsets up to 24"):
         api.export(run, target="openvino", opset=25, output=tmp_path / "model.onnx")

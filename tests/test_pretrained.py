@@ -22,7 +22,6 @@ from ofq_deploy.train.convert import quantizers_off
 from ofq_deploy.train.pretrained import load_pretrained, model_of
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 1000}
-STUDENT = Model("deit_nano", distilled=True)
 
 
 def state(kind: type, **sizes: Any) -> dict[str, torch.Tensor]:
@@ -54,21 +53,21 @@ def train(init: Path, data: Path, output: Path, **settings: Any) -> Path:
 def test_sizes_are_told_by_the_tensors(kind: type, size: int) -> None:
     weights = state(kind, img_size=size)
 
-    told = model_of(weights, Model(distilled=False))
+    told = model_of(weights, distilled=False)
 
-    assert told == Model("deit", kind is VisionTransformerDistilled, size, 8, 64, 2, 4)
+    assert told == Model("deit", kind is VisionTransformerDistilled, size, 8, 64, 2, 1)
 
 
-def test_heads_of_64_are_assumed_unless_the_width_is_given() -> None:
+def test_heads_of_64_are_assumed_unless_their_number_is_given() -> None:
     weights = state(VisionTransformer, embed_dim=192, num_heads=3)
 
-    assert model_of(weights, STUDENT).heads == 3
-    assert model_of(weights, Model(dim=192, heads=6)).heads == 6
+    assert model_of(weights, True).heads == 3
+    assert model_of(weights, True, heads=6).heads == 6
 
 
 def test_a_distilled_student_starts_from_a_plain_file() -> None:
     weights = state(VisionTransformer)
-    model, notes = load_pretrained(weights, model_of(weights, STUDENT), 1000)
+    model, notes = load_pretrained(weights, model_of(weights, True), 1000)
     made = model.state_dict()
 
     torch.testing.assert_close(made["dist_token"], weights["cls_token"], rtol=0, atol=0)
@@ -80,7 +79,7 @@ def test_a_distilled_student_starts_from_a_plain_file() -> None:
 
 def test_a_distilled_file_is_taken_as_it_is() -> None:
     weights = state(VisionTransformerDistilled)
-    model, notes = load_pretrained(weights, model_of(weights, Model(distilled=False)), 1000)
+    model, notes = load_pretrained(weights, model_of(weights, False), 1000)
 
     assert notes == []
     for name, value in model.state_dict().items():
@@ -101,7 +100,7 @@ def test_weights_that_do_not_fit_are_named(damage: Callable[[dict[str, torch.Ten
     damage(weights)
 
     with pytest.raises(ModelError, match=said):
-        load_pretrained(weights, model_of(weights, STUDENT), 1000)
+        load_pretrained(weights, model_of(weights, True), 1000)
 
 
 @pytest.mark.parametrize("name", ["cls_token", "pos_embed", "patch_embed.proj.weight"])
@@ -110,14 +109,31 @@ def test_weights_of_another_network_are_refused(name: str) -> None:
     del weights[name]
 
     with pytest.raises(ModelError, match="of no timm ViT or DeiT"):
-        model_of(weights, STUDENT)
+        model_of(weights, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pos_embed": torch.ones(17)}, "pos_embed should have 3 axes"),
+        ({"pos_embed": torch.ones(1, 1, 64)}, "positions for 0 patches"),
+        ({"head.weight": torch.ones(())}, "head.weight has the shape"),
+        ({"blocks.7.norm1.bias": torch.ones(64)}, "3 blocks that are not numbered from 0"),
+        ({"blocks.x.y": torch.ones(1)}, "blocks.x.y missing, unknown"),
+    ],
+)
+def test_odd_tensors_are_refused(change: dict[str, torch.Tensor], said: str) -> None:
+    weights = state(VisionTransformer) | change
+
+    with pytest.raises(ModelError, match=said):
+        load_pretrained(weights, model_of(weights, True), 1000)
 
 
 def test_positions_that_are_no_square_are_refused() -> None:
     weights = state(VisionTransformer) | {"pos_embed": torch.ones(1, 1 + 15, 64)}
 
     with pytest.raises(ModelError, match="15 patches, which is no square"):
-        model_of(weights, STUDENT)
+        model_of(weights, True)
 
 
 def test_imagenet_weights_keep_their_thousand_classes(tmp_path: Path) -> None:

@@ -135,7 +135,12 @@ def _sizes(state: dict[str, Tensor]) -> tuple[Model, str]:
             "the checkpoint is not quantized by OFQ: blocks.0.attn has neither quant_x_4_qkv nor qkv.move_b4"
         )
     dim, distilled = state["cls_token"].shape[-1], "dist_token" in state
-    depth = 1 + max(int(match[1]) for match in map(re.compile(r"blocks\.(\d+)\.").match, state) if match)
+    blocks = {int(match[1]) for match in map(re.compile(r"blocks\.(\d+)\.").match, state) if match}
+    depth = len(blocks)
+    if depth != 1 + max(blocks):
+        raise ModelError(
+            f"the checkpoint has {depth} blocks that are not numbered from 0 on: {max(blocks)} is among them"
+        )
     patch = state["patch_embed.proj.weight"].shape[-1]
     patches = max(0, state["pos_embed"].shape[1] - (2 if distilled else 1))
     side = math.isqrt(patches)

@@ -1,7 +1,7 @@
 """Weights of a timm ViT or DeiT as the float model that a student starts from."""
 
 import math
-from dataclasses import replace
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ofq_deploy.recipe import Model
 from ofq_deploy.train.models import build_model
 from ofq_deploy.train.unpickle import read_checkpoint
 
+AXES = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
+BLOCK = re.compile(r"blocks\.(\d+)\.")
 HEAD_DIM = 64  # of every published ViT and DeiT up to L; shapes do not tell it
 Weights = dict[str, Tensor]
 
@@ -34,26 +36,31 @@ def read_weights(path: Path) -> Weights:
         raise ModelError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def model_of(weights: Weights, wanted: Model) -> Model:
-    """The sizes that the tensors tell. Heads are 64 wide unless `wanted` has this very width and says otherwise.
+def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Model:
+    """The sizes that the tensors tell; heads are 64 wide unless their number is given.
 
-    A student is distilled if the file is, or if `wanted` asks for it. Raises ModelError for weights of anything
+    A student is distilled if the file is, or if `distilled` asks for it. Raises ModelError for weights of anything
     but a ViT with a class token.
     """
-    position, projection = weights.get("pos_embed"), weights.get("patch_embed.proj.weight")
-    if position is None or projection is None or "cls_token" not in weights or projection.ndim != 4:
-        raise ModelError("the weights are of no timm ViT or DeiT: class token, position or patch embedding is missing")
-    distilled = "dist_token" in weights
-    patches, dim, patch = position.shape[1] - 1 - distilled, position.shape[-1], projection.shape[-1]
+    for name, axes in AXES.items():
+        if name not in weights or weights[name].ndim != axes or not weights[name].numel():
+            found = f"its shape is {tuple(weights[name].shape)}" if name in weights else "it is missing"
+            raise ModelError(f"the weights are of no timm ViT or DeiT: {name} should have {axes} axes, {found}")
+    if "head.weight" in weights and weights["head.weight"].ndim != 2:
+        raise ModelError(f"head.weight has the shape {tuple(weights['head.weight'].shape)}, expected [classes, width]")
+    own = "dist_token" in weights
+    position, patch = weights["pos_embed"], weights["patch_embed.proj.weight"].shape[-1]
+    patches, dim = max(0, position.shape[1] - 1 - own), position.shape[-1]
     side = math.isqrt(patches)
-    if side * side != patches:
+    if not patches or side * side != patches:
         raise ModelError(f"the weights have positions for {patches} patches, which is no square image")
-    depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
-    heads = wanted.heads if wanted.dim == dim else dim // HEAD_DIM
+    blocks = {int(match[1]) for match in map(BLOCK.match, weights) if match}
+    if not blocks or len(blocks) <= max(blocks):
+        raise ModelError(f"the weights have {len(blocks)} blocks that are not numbered from 0 on")
+    heads = heads or dim // HEAD_DIM
     if not heads or dim % heads:
         raise ModelError(f"the width {dim} does not divide into heads of {HEAD_DIM}; pass model.dim and model.heads")
-    sizes = {"image_size": side * patch, "patch_size": patch, "dim": dim, "depth": depth, "heads": heads}
-    return replace(wanted, name="deit", distilled=distilled or wanted.distilled, **sizes)
+    return Model("deit", own or distilled, side * patch, patch, dim, len(blocks), heads)
 
 
 def channels_of(weights: Weights) -> int:

@@ -41,6 +41,10 @@ def float_teacher(
         for note in notes:
             report.say(f"{recipe.init}: {note}")
         if classes_of(weights) == classes:
+            names = ", ".join(data.labels[:3])
+            report.say(
+                f"{recipe.init}: its head is taken for the data's {classes} classes in their order ({names}, ...)"
+            )
             return model
     own = ("seed", "threads", "model", "augmentation", "teacher")
     decisive = {

@@ -7,6 +7,7 @@ everything else before it runs. The child writes plain arrays; the parent never 
 import argparse
 import json
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,6 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
-    arch: str
 
 
 def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
@@ -56,7 +56,7 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
         with safe_open(out, framework="pt") as file:
             header = json.loads(file.metadata()["checkpoint"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return Checkpoint(tensors, header["settings"], header["arch"])
+    return Checkpoint(tensors, header["settings"])
 
 
 def _main(path: Path, out: Path, ema: bool) -> int:
@@ -64,13 +64,9 @@ def _main(path: Path, out: Path, ema: bool) -> int:
         with torch.serialization.safe_globals(ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line), str(error)
-        )
-        print(
-            f"holds more than tensors and plain settings, and is refused unread: {reason.strip()[:160]}",
-            file=sys.stderr,
-        )
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        print(f"holds more than tensors and plain settings{what}, and is refused unread", file=sys.stderr)
         return REFUSED
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         print(
@@ -90,9 +86,10 @@ def _main(path: Path, out: Path, ema: bool) -> int:
     if not tensors:
         print("holds no tensors", file=sys.stderr)
         return REFUSED
-    settings = vars(content["args"]) if isinstance(content.get("args"), argparse.Namespace) else {}
+    stated = content.get("args")
+    settings = vars(stated) if isinstance(stated, argparse.Namespace) else stated if isinstance(stated, dict) else {}
     plain = {key: value for key, value in settings.items() if isinstance(value, (bool, int, float, str))}
-    header = {"settings": plain, "arch": str(content.get("arch", ""))}
+    header = {"settings": plain}
     owned = {key: value.detach().float().contiguous().clone() for key, value in tensors.items()}
     save_file(owned, out, metadata={"checkpoint": json.dumps(header)})
     return 0

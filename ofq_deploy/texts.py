@@ -1,0 +1,127 @@
+"""Results as the commands print them."""
+
+import sys
+from typing import Any
+
+SHOWN = 16  # rows of a profile
+
+
+def validation_text(result: dict[str, Any]) -> str:
+    """What `validate` found, a line each."""
+    lines = [f"{result['model']} ({result['target']}) on {result['test_images']} test images of {result['data']}"]
+    weights = result["weights"]
+    lines.append(f"weights: {weights['codes_differing']} of {weights['codes_compared']:,} stored codes differ")
+    for proof in result["operators"]:
+        lines.append(
+            f"operators, {proof['witness']} against the oracle: {proof['codes_differing']} of "
+            f"{proof['codes_compared']:,} codes differ, {proof['ties']} of them ties; "
+            f"floats to {proof['worst_float_error']:.1e}"
+        )
+    free = result["free_run"]
+    lines.append(f"free run: {len(free['divergences'])} of {free['images']} images leave the oracle")
+    lines += [
+        f"  image {entry['image']} at {entry['operator']} ({'a tie' if entry['is_tie'] else 'NO tie'})"
+        for entry in free["divergences"][:5]
+    ]
+    accuracy = result["accuracy"]
+    lines += [
+        "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(name, accuracy[key], *accuracy[f"{key}_interval"])
+        for name, key in (("top-5", "top5"), ("top-1", "top1"))
+        if key in accuracy
+    ]
+    if "top1_torch" in result:
+        pair = result["against_float"]
+        line = f"same prediction as the float model: {pair['agreement']:.2f} %"
+        if "top1" in accuracy:
+            lines[-1] += f"; torch {result['top1_torch']:.2f} %, float model {result['top1_float']:.2f} %"
+            line += (
+                f"; alone right: this model on {pair['only_model_right']} images, the float model on "
+                f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
+            )
+        lines.append(line)
+        lines.append(
+            f"same prediction as torch: {result['agreement']:.2f} %; as torch float64: runtime "
+            f"{result['runtime_agrees_with_float64']}, torch float32 {result['float32_agrees_with_float64']} images"
+        )
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    reference = (
+        "training computed" if "torch" in result["witnesses"] else "the frozen file defines (torch was not asked)"
+    )
+    lines.append(f"PROVEN: the model computes what {reference}" if result["passed"] else "NOT PROVEN")
+    return "\n".join(lines)
+
+
+def golden_text(result: dict[str, Any]) -> str:
+    """What `validate --golden` found, a line each."""
+    lines = [f"{result['run']} against {result['golden']}, {result['images']} images"]
+    lines += [
+        f"weight {row['name']}: {row['differing']} of {row['compared']:,} codes differ, steps within {row['step_ulp']:.1f} ulp"
+        for row in result["weights"]
+    ]
+    lines += [
+        f"codes of {row['operator']}: {row['differing']} of {row['compared']:,} differ, {row['ties']} of them ties"
+        for row in result["activations"]
+    ]
+    lines += [f"{row['operator']}: equal to {row['error']:.1e} of its largest value" for row in result["floats"]]
+    for row in result["blocks"]:
+        flips = "".join(f"; flipped {f['operator']} {f['index']}, {f['distance']:.1e} from a tie" for f in row["flips"])
+        lines.append(f"{row['block']}: {'equal' if row['passed'] else 'DIFFERS'} to {row['max_error']:.1e}{flips}")
+    lines.append(f"same prediction on {result['same_prediction']} of {result['images']} images")
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    lines.append("PASSED: the run computes what the official code computed" if result["passed"] else "FAILED")
+    return "\n".join(lines)
+
+
+def bench_text(result: dict[str, Any]) -> str:
+    """What `bench` measured, a line each."""
+    lines = []
+    for role in ("model", "baseline"):
+        if role not in result:
+            continue
+        entry, run = result[role], result[role]["executed"]
+        lines.append(
+            f"{role} {entry['path']}: {entry['file_bytes']:,} bytes, load {entry['load_ms']:.0f} ms, "
+            f"peak +{entry['peak_mb']:.1f} MB; products: {run['integer']} in integers, {run['float']} in float, "
+            f"{run['small']} small per-key ones"
+        )
+        lines += [
+            f"  batch {row['batch']}: p50 {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}, "
+            f"{row['images_per_s']:.0f} images/s ({row['calls']} calls)"
+            for row in entry["latency_ms"]
+        ]
+    for role in ("model", "baseline"):
+        for kind, shares in result.get(role, {}).get("profile", {}).items():
+            lines.append(f"{role} by {kind}:")
+            lines += [
+                f"  {row['name']:48} {row['nodes']:4} nodes {row['ms']:8.3f} ms {100 * row['share']:5.1f} %"
+                for row in shares[:SHOWN]
+            ]
+    for row in result.get("speedup", []):
+        lines.append(
+            f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)"
+        )
+    return "\n".join(lines)
+
+
+def print_layers(result: dict[str, Any]) -> None:
+    """The table of `inspect`, and the bytes by kind."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{result['model']} ({result['target']}), {result['file_bytes']:,} bytes")
+    for column in ("layer", "shape", "trained", "stored", "computed", "bytes", "input bits", "input steps"):
+        table.add_column(column, justify="left" if column in ("layer", "input steps") else "right")
+    for row in result["layers"]:
+        shape = "x".join(map(str, row["shape"])) if row["shape"] else "?"
+        steps = "{:.4g} to {:.4g}".format(*row["step_range"]) if row["step_range"] else "-"
+        cells = [
+            row["name"],
+            shape,
+            row["bits_trained"],
+            row["bits_stored"] or "?",
+            row["bits_computed"],
+            f"{row['bytes']:,}",
+        ]
+        table.add_row(*map(str, cells), str(row["act_bits"] or "-"), steps)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(", ".join(f"{kind} {size:,}" for kind, size in result["bytes_by_kind"].items()) + " bytes")

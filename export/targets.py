@@ -172,7 +172,7 @@ class OpenVino:
         if frozen.quantization.act_step == "token":
             raise UnsupportedByTarget(
                 "OpenVINO multiplies in integers only with one activation step per tensor, this model has one per "
-                "token; export it with --target ort-cpu, which OpenVINO reads too at a fixed batch size, q and k apart"
+                "token; export it with --target ort-cpu, which OpenVINO reads too at a fixed batch size"
             )
         if any(linear["grid"] == "half" and linear["bits"] == 8 for linear in frozen.linears.values()):
             raise UnsupportedByTarget(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.frozen import Linear
 
+_BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.int8)  # of every byte, lowest first
 Storage = Literal["INT2", "INT4", "planes", "INT8"]
 INT4_OPSET, INT2_OPSET = 21, 25
 
@@ -81,6 +82,30 @@ def weight(b: Builder, name: str, linear: Linear, opset: int, columns: slice = s
 
 
 def _decode_planes(b: Builder, name: str, codes: NDArray[np.int8], bits: int, double: bool) -> ir.Value:
+    """One lookup per plane: a byte yields eight weights' share, already multiplied. Fewer and smaller steps than
+    masks: the runtime keeps all of them while it loads.
+    """
+    weight, unit = f"{name}.weight", 2 if double else 1
+    if codes.size % 8:
+        return _decode_stream(b, name, codes, bits, double)
+    packed = b.constant(f"{weight}.codes", pack_planes(codes, bits))
+    indices = b.cast(packed, ir.DataType.INT32, f"{weight}.bytes")
+    lowest = -unit * 2 ** (bits - 1) + (1 if double else 0)
+    total = None
+    for plane, value in enumerate(b.split(indices, [f"{weight}.plane{plane}" for plane in range(bits)], 0)):
+        offset = 0 if plane else lowest
+        table = b.constant(
+            f"bits_times{unit << plane}_plus{offset}", _BITS * (unit << plane) + offset, ir.DataType.INT8
+        )
+        term = b.op("Gather", [table, value], f"{weight}.term{plane}")
+        total = term if total is None else b.op("Add", [total, term], f"{weight}.sum{plane}")
+    assert total is not None
+    shape = b.constant(f"shape.{codes.shape[0]}x{codes.shape[1]}", np.asarray(codes.shape, dtype=np.int64))
+    return b.op("Reshape", [total, shape], weight)
+
+
+def _decode_stream(b: Builder, name: str, codes: NDArray[np.int8], bits: int, double: bool) -> ir.Value:
+    """The same where planes do not end with a byte."""
     weight = f"{name}.weight"
     packed = b.constant(f"{weight}.codes", pack_planes(codes, bits)[:, None])
     masks = b.constant("bit_masks", (1 << np.arange(8)).astype(np.uint8))

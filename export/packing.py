@@ -82,21 +82,19 @@ def weight(b: Builder, name: str, linear: Linear, opset: int, columns: slice = s
 
 
 def _decode_planes(b: Builder, name: str, codes: NDArray[np.int8], bits: int, double: bool) -> ir.Value:
-    """One lookup per plane: a byte yields eight weights' share, already multiplied. Fewer and smaller steps than
-    masks: the runtime keeps all of them while it loads.
+    """One lookup per plane: a byte yields eight weights' share, already multiplied. Few and small steps, because the
+    runtime keeps all of them while it loads.
     """
     weight, unit = f"{name}.weight", 2 if double else 1
-    if codes.size % 8:
-        return _decode_stream(b, name, codes, bits, double)
     packed = b.constant(f"{weight}.codes", pack_planes(codes, bits))
-    indices = b.cast(packed, ir.DataType.INT32, f"{weight}.bytes")
+    indices, shares, label = b.cast(packed, ir.DataType.INT32, f"{weight}.bytes"), _BITS, "byte"
+    if codes.size % 8:  # a plane does not end with a byte: look single bits up
+        indices, shares, label = _single_bits(b, weight, indices, bits * codes.size), np.arange(2, dtype=np.int8), "bit"
     lowest = -unit * 2 ** (bits - 1) + (1 if double else 0)
     total = None
     for plane, value in enumerate(b.split(indices, [f"{weight}.plane{plane}" for plane in range(bits)], 0)):
-        offset = 0 if plane else lowest
-        table = b.constant(
-            f"bits_times{unit << plane}_plus{offset}", _BITS * (unit << plane) + offset, ir.DataType.INT8
-        )
+        factor, offset = unit << plane, 0 if plane else lowest
+        table = b.constant(f"{label}_times{factor}_plus{offset}", shares * factor + offset, ir.DataType.INT8)
         term = b.op("Gather", [table, value], f"{weight}.term{plane}")
         total = term if total is None else b.op("Add", [total, term], f"{weight}.sum{plane}")
     assert total is not None
@@ -104,26 +102,9 @@ def _decode_planes(b: Builder, name: str, codes: NDArray[np.int8], bits: int, do
     return b.op("Reshape", [total, shape], weight)
 
 
-def _decode_stream(b: Builder, name: str, codes: NDArray[np.int8], bits: int, double: bool) -> ir.Value:
-    """The same where planes do not end with a byte."""
-    weight = f"{name}.weight"
-    packed = b.constant(f"{weight}.codes", pack_planes(codes, bits)[:, None])
-    masks = b.constant("bit_masks", (1 << np.arange(8)).astype(np.uint8))
-    bits_of = b.op("BitwiseAnd", [packed, masks], f"{weight}.bits")
-    flags = b.cast(b.cast(bits_of, ir.DataType.BOOL, f"{weight}.flags"), ir.DataType.INT8, f"{weight}.ones")
-    flat = b.op("Reshape", [flags, b.constant("shape.flat", np.asarray([-1], dtype=np.int64))], f"{weight}.flat")
-    if bits * codes.size % 8:
-        zero = b.constant("slice.start", np.asarray([0], dtype=np.int64))
-        end = b.constant(f"slice.end{bits * codes.size}", np.asarray([bits * codes.size], dtype=np.int64))
-        flat = b.op("Slice", [flat, zero, end], f"{weight}.cut")
-    unit = 2 if double else 1
-    total = None
-    for plane, value in enumerate(b.split(flat, [f"{weight}.plane{plane}" for plane in range(bits)], 0)):
-        factor = b.constant(f"plane_factor{unit << plane}", np.int8(unit << plane))
-        term = b.op("Mul", [value, factor], f"{weight}.term{plane}")
-        total = term if total is None else b.op("Add", [total, term], f"{weight}.sum{plane}")
-    lowest = -unit * 2 ** (bits - 1) + (1 if double else 0)
-    assert total is not None
-    shifted = b.op("Add", [total, b.constant(f"lowest{lowest}", np.int8(lowest))], f"{weight}.integers")
-    shape = b.constant(f"shape.{codes.shape[0]}x{codes.shape[1]}", np.asarray(codes.shape, dtype=np.int64))
-    return b.op("Reshape", [shifted, shape], weight)
+def _single_bits(b: Builder, weight: str, indices: ir.Value, count: int) -> ir.Value:
+    """int32 [count]: the first bits of a stream of bytes."""
+    bits = b.op("Gather", [b.constant("byte_bits", _BITS), indices], f"{weight}.bits")
+    flat = b.op("Reshape", [bits, b.constant("shape.flat", np.asarray([-1], dtype=np.int64))], f"{weight}.flat")
+    start, end = (b.constant(f"slice.at{at}", np.asarray([at], dtype=np.int64)) for at in (0, count))
+    return b.cast(b.op("Slice", [flat, start, end], f"{weight}.cut"), ir.DataType.INT32, f"{weight}.indices")

@@ -47,7 +47,11 @@ def bench(
     """
     files = {"model": model, **({"baseline": baseline} if baseline else {})}
     shape = _common_shape(files, batches)
-    runners = [[open_runner(backend, path, threads, batch) for path in files.values()] for batch in batches]
+    latencies: dict[str, list[dict[str, Any]]] = {role: [] for role in files}
+    for batch in batches:
+        runners = [open_runner(backend, path, threads, batch) for path in files.values()]
+        for role, latency in zip(files, _interleaved(runners, (batch, *shape), seconds, report), strict=True):
+            latencies[role].append(asdict(latency))
     result: dict[str, Any] = {"backend": backend, "threads": threads or "one per core"}
     for role, path in files.items():
         result[role] = {
@@ -55,11 +59,8 @@ def bench(
             "file_bytes": path.stat().st_size,
             **asdict(probe(backend, path, threads, (batches[0], *shape))),
             "executed": asdict(executed_operators(backend, path)),
-            "latency_ms": [],
+            "latency_ms": latencies[role],
         }
-    for batch, own in zip(batches, runners, strict=True):
-        for role, latency in zip(files, _interleaved(own, (batch, *shape), seconds, report), strict=True):
-            result[role]["latency_ms"].append(asdict(latency))
     if baseline:
         pairs = zip(result["baseline"]["latency_ms"], result["model"]["latency_ms"], strict=True)
         result["speedup"] = [

@@ -63,7 +63,7 @@ def _layer(name: str, tensors: list["onnx.TensorProto"], described: ModelFile, f
             "act_bits": quantizer.bits,
             "step_range": [float(quantizer.step.min()), float(quantizer.step.max())],
         }
-    elif len(tensors[0].dims) == 2 and not _is_planes(tensors[0]):
+    elif len(tensors[0].dims) == 2:
         count = sum(tensor.dims[0] * tensor.dims[1] for tensor in tensors)
         width = sum(tensor.dims[0] for tensor in tensors)
         row |= {"shape": [tensors[0].dims[1], width], "bits_stored": round(8 * stored / count, 2)}
@@ -74,10 +74,6 @@ def _input_of(name: str) -> str:
     """The quantizer that a linear layer reads."""
     parent, _, part = name.rpartition(".")
     return f"{parent}.input" if part in ("q", "k", "v", "z") else f"{name}.input"
-
-
-def _is_planes(tensor: "onnx.TensorProto") -> bool:
-    return tensor.dims[-1] == 1
 
 
 def _bytes(tensor: "onnx.TensorProto") -> int:

@@ -46,12 +46,16 @@ def open_session(
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
+    providers = ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=providers)
+        except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:
+            if "output_dtype INT8 does not match" not in str(error):
+                raise
+            options.add_session_config_entry("session.qdqisint8allowed", "1")  # its rewriting to uint8 forgets a type
+            return onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime raises its own classes, all of them direct children of Exception
-        if "output_dtype INT8 does not match" in str(error):  # its rewriting of int8 pairs to uint8 forgets a type
-            options.add_session_config_entry("session.qdqisint8allowed", "1")
-            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         named = model if isinstance(model, Path) else where or "the model"
         raise OnnxFileError(f"{named} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
 

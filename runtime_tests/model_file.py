@@ -148,18 +148,23 @@ def with_forced_taps(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) 
     values: one array per tap to force, for its dtype and shape (the first axis becomes symbolic). Every operator
     then runs once, on the inputs it is given, in the very graph that is deployed.
     """
+    copy = with_taps(model)
+    force(copy, values)
+    return copy
+
+
+def force(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) -> None:
+    """Let everything behind a value read a new graph input `<value>/forced`, of that dtype and shape, instead."""
     import onnx
 
-    copy = with_taps(model)
-    for node in copy.graph.node:
+    for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name in values:
                 node.input[index] = name + FORCED
     for name, value in values.items():
         dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         shape = ["batch", *value.shape[1:]]
-        copy.graph.input.append(onnx.helper.make_tensor_value_info(name + FORCED, dtype, shape))
-    return copy
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name + FORCED, dtype, shape))
 
 
 def decoder(model: "onnx.ModelProto", names: list[str]) -> "onnx.ModelProto":

@@ -1,0 +1,158 @@
+"""Where a quantized graph leaves the float graph that it was made from, tensor by tensor.
+
+Quantizers keep the names of the values that they quantize, so the two graphs are paired by name: `x` itself (ONNX
+Runtime's QDQ and dynamic formats, NNCF), or `x_quantized` beside its `x_scale` (its operator format). Every operator
+of the quantized graph runs on the reference's values of its inputs. Errors then do not add up along the graph: a
+healthy tensor shows a rounding or two, and a fault shows at the operator that has it, and at no other.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.progress import Reporter
+from ofq_deploy.runtime_tests.model_file import FORCED, force
+from ofq_deploy.runtime_tests.ort import open_session, run_all
+
+if TYPE_CHECKING:
+    import onnx
+
+CODES = "_quantized"
+VALUE = f"{CODES}/value"
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+LARGEST = 1e9  # what an infinite error is reported as, JSON having no infinity
+
+Values = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorError:
+    """RMS of the difference over RMS of the reference."""
+
+    name: str
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class HalfQuantized:
+    """A product of codes and floats: `tensor` is what is not quantized."""
+
+    node: str
+    tensor: str
+
+
+def compare_tensors(
+    model: "onnx.ModelProto", reference: "onnx.ModelProto", images: NDArray[np.float32], report: Reporter
+) -> list[TensorError]:
+    """The error of every float tensor of two axes or more that both graphs have, in the order of the quantized one.
+
+    images: float32 [images, channels, height, width], run one at a time, without optimizations
+
+    Raises OnnxFileError when the graphs have no tensor in common.
+    """
+    theirs, ours = _watched(reference), _watched(_with_values(model))
+    session = open_session(theirs, optimize=False)
+    pairs = _pairs(run_all(session, _feed(reference, images[:1])), _run_once(ours, _feed(model, images[:1])))
+    if not pairs:
+        raise OnnxFileError("the model shares no tensor with its reference; pass the float model that it was made from")
+    force(ours, {own: value for own, (_, value) in pairs.items()})
+    forced = open_session(ours, optimize=False)
+    sums = {own: np.zeros(2) for own in pairs}  # squares of the differences, squares of the reference
+    with report.task("tensors", len(images)) as advance:
+        for index in range(len(images)):
+            expected = run_all(session, _feed(reference, images[index : index + 1]))
+            feeds = {own + FORCED: expected[name] for own, (name, _) in pairs.items()}
+            found = run_all(forced, _feed(model, images[index : index + 1]) | feeds)
+            for own, (name, _) in pairs.items():
+                wanted = expected[name].astype(np.float64)
+                sums[own] += np.square(found[own] - wanted).sum(), np.square(wanted).sum()
+            advance()
+    return [TensorError(name, _share(*sums[own])) for own, (name, _) in pairs.items()]
+
+
+def half_quantized(model: "onnx.ModelProto") -> list[HalfQuantized]:
+    """Products of which one operand was dequantized just before and the other was not: a Q/DQ pair is missing."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+
+    def is_quantized(name: str) -> bool:
+        while name in producers and producers[name].op_type in LAYOUT:
+            name = producers[name].input[0]
+        return name in producers and producers[name].op_type == "DequantizeLinear"
+
+    found = []
+    for node in model.graph.node:
+        if node.op_type in PRODUCTS:
+            floats = [name for name in node.input[:2] if not is_quantized(name)]
+            found += [HalfQuantized(node.name, name) for name in floats if len(floats) == 1]
+    return found
+
+
+def _with_values(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy in which codes that an operator makes pass through the floats `x_quantized/value`, which changes nothing.
+
+    Codes that come from QuantizeLinear have their floats in the graph already.
+    """
+    from onnx import ModelProto, helper
+
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    constants = {tensor.name for tensor in copy.graph.initializer}
+    nodes = []
+    for node in copy.graph.node:
+        nodes.append(node)
+        for name in node.output:
+            x = name.removesuffix(CODES)
+            step = [f"{x}_scale", f"{x}_zero_point"]
+            if node.op_type.startswith("Q") and node.op_type != "QuantizeLinear" and constants.issuperset(step):
+                nodes.append(helper.make_node("DequantizeLinear", [name, *step], [x + VALUE]))
+                nodes.append(helper.make_node("QuantizeLinear", [x + VALUE, *step], [f"{name}/codes"]))
+                for reader in copy.graph.node:
+                    reader.input[:] = [f"{name}/codes" if read == name else read for read in reader.input]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def _watched(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy whose outputs are its float values, in the order of the graph."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    made = dict.fromkeys(name for node in copy.graph.node for name in node.output if name)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    floats = [v.name for v in open_session(copy, optimize=False).get_outputs() if v.type == "tensor(float)"]
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in floats)
+    return copy
+
+
+def _pairs(reference: Values, own: Values) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Own name to the reference's name and value, where the shapes agree."""
+    named = {(name + VALUE if name + VALUE in own else name): name for name in reference}
+    return {
+        name: (named[name], reference[named[name]])
+        for name, value in own.items()
+        if name in named and value.ndim > 1 and value.shape == reference[named[name]].shape
+    }
+
+
+def _feed(model: "onnx.ModelProto", images: NDArray[np.float32]) -> Values:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {next(value.name for value in model.graph.input if value.name not in constants): images}
+
+
+def _run_once(model: "onnx.ModelProto", feeds: Values) -> Values:
+    return run_all(open_session(model, optimize=False), feeds)
+
+
+def _share(difference: float, reference: float) -> float:
+    """Square root of the ratio of two sums of squares; LARGEST where it is no number or exceeds that."""
+    if not np.isfinite(difference) or difference > LARGEST**2 * reference:
+        return LARGEST
+    return float(np.sqrt(difference / reference)) if reference else 0.0

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofq_deploy.classes import Classes, read_classes
 from ofq_deploy.datasets import Split, load_dataset
 from ofq_deploy.errors import DataError, RunError, UnsupportedByTarget
 from ofq_deploy.frozen import Frozen
@@ -24,6 +25,7 @@ def validate_model(
     subject: str | Path | None,
     run: Path | None,
     data: str | None,
+    classes: Path | None,
     max_drop: float | None,
     images: int,
     backend: str,
@@ -38,7 +40,9 @@ def validate_model(
     chosen = data or (found.run.recipe.data if found.run else "")
     if not chosen:
         raise DataError("the run does not name its data; pass --data NAME|PATH")
-    test = load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
+    known = Classes.of(frozen.labels)
+    known = read_classes(classes, known) if classes else known
+    test = load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, known).test
     if max_drop is not None and not test.labelled:
         raise DataError(f"{chosen} has no labels, and --max-drop needs them; expected one folder of images per class")
     student = None
@@ -49,7 +53,8 @@ def validate_model(
     proof = _prove(found, frozen, student, test, images, backend, report)
     accuracy = measure_accuracy(found.model.path, test, report, backend)
     result = _summary(found, proof, accuracy, backend) | {"data": chosen, "test_images": len(test)}
-    result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, frozen.labels)}
+    result |= {"preprocessing": asdict(frozen.preprocessing), "first_batch_sha256": test.first_batch_sha256()}
+    result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, known.labels)}
     faults = _metadata_faults(found, frozen) + proof.faults()
     if found.run is not None:
         result |= _agreement(student, test, accuracy, report)

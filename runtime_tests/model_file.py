@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,23 @@ def read_model(path: Path) -> "onnx.ModelProto":
 
     Nodes without a name get that of their first output.
     """
+    model = parse_model(path)
+    try:
+        long_name = long_names(model)
+        for node in model.graph.node:
+            for names in (node.output, node.input):
+                for index, name in enumerate(names):
+                    names[index] = long_name(name)
+            node.name = node.name or node.output[0]
+        for tensor in model.graph.initializer:
+            tensor.name = long_name(tensor.name)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
+    return model
+
+
+def parse_model(path: Path) -> "onnx.ModelProto":
+    """An ONNX file as it is; OnnxFileError when it is missing or cut."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -55,31 +72,23 @@ def read_model(path: Path) -> "onnx.ModelProto":
         raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
-    try:
-        _restore_names(model)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
     return model
 
 
-def _restore_names(model: "onnx.ModelProto") -> None:
-    """Undo the shortening that the writer applies: `3.h` is role 17 (h in base 36) of block 3, `.i` is role 18 itself."""
+def long_names(model: "onnx.ModelProto") -> Callable[[str], str]:
+    """Undoes the shortening that the writer applies, if it did: `3.h` is role 17 (h in base 36) of block 3, `.i` is
+    role 18 itself.
+    """
     roles: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
 
-    def restored(name: str) -> str:
+    def long_name(name: str) -> str:
         match = SHORT_NAME.fullmatch(name) if roles else None
         if match is None:
             return name
         role = roles[int(match[2], 36)]
         return f"blocks.{match[1]}.{role}" if match[1] else role
 
-    for node in model.graph.node:
-        for names in (node.output, node.input):
-            for index, name in enumerate(names):
-                names[index] = restored(name)
-        node.name = node.name or node.output[0]
-    for tensor in model.graph.initializer:
-        tensor.name = restored(tensor.name)
+    return long_name
 
 
 def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:

@@ -7,14 +7,15 @@ healthy tensor shows a rounding or two, and a fault shows at the operator that h
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runtime_tests.model_file import FORCED, force
+from ofq_deploy.runner import FORCED, Arrays
+from ofq_deploy.runtime_tests.model_file import force, long_names
 from ofq_deploy.runtime_tests.ort import open_session, run_all
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ VALUE = f"{CODES}/value"
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 LARGEST = 1e9  # what an infinite error is reported as, JSON having no infinity
-
-Values = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,32 +45,40 @@ class HalfQuantized:
 
 
 def compare_tensors(
-    model: "onnx.ModelProto", reference: "onnx.ModelProto", images: NDArray[np.float32], report: Reporter
+    model: "onnx.ModelProto",
+    reference: "onnx.ModelProto",
+    images: NDArray[np.float32],
+    report: Reporter,
+    batch: int = 1,
 ) -> list[TensorError]:
     """The error of every float tensor of two axes or more that both graphs have, in the order of the quantized one.
 
-    images: float32 [images, channels, height, width], run one at a time, without optimizations
+    model, reference: as their files have them, names not restored
+    images:           float32 [images, channels, height, width], run `batch` at a time, without optimizations
 
-    Raises OnnxFileError when the graphs have no tensor in common.
+    Raises OnnxFileError when the graphs have no tensor in common but their outputs.
     """
     theirs, ours = _watched(reference), _watched(_with_values(model))
-    session = open_session(theirs, optimize=False)
-    pairs = _pairs(run_all(session, _feed(reference, images[:1])), _run_once(ours, _feed(model, images[:1])))
-    if not pairs:
-        raise OnnxFileError("the model shares no tensor with its reference; pass the float model that it was made from")
+    session, long_name = open_session(theirs, optimize=False), long_names(reference)
+    first = _batch(images, 0, batch)
+    pairs = _pairs(run_all(session, _feed(reference, first)), _run_once(ours, _feed(model, first)))
+    if len(pairs) <= len(model.graph.output):
+        raise OnnxFileError("the model and the reference name no tensor alike; pass the float model it was made from")
     force(ours, {own: value for own, (_, value) in pairs.items()})
     forced = open_session(ours, optimize=False)
     sums = {own: np.zeros(2) for own in pairs}  # squares of the differences, squares of the reference
-    with report.task("tensors", len(images)) as advance:
-        for index in range(len(images)):
-            expected = run_all(session, _feed(reference, images[index : index + 1]))
+    starts = range(0, len(images), batch)
+    with report.task("tensors", len(starts)) as advance:
+        for start in starts:
+            chosen = _batch(images, start, batch)
+            expected = run_all(session, _feed(reference, chosen))
             feeds = {own + FORCED: expected[name] for own, (name, _) in pairs.items()}
-            found = run_all(forced, _feed(model, images[index : index + 1]) | feeds)
+            found = run_all(forced, _feed(model, chosen) | feeds)
             for own, (name, _) in pairs.items():
                 wanted = expected[name].astype(np.float64)
                 sums[own] += np.square(found[own] - wanted).sum(), np.square(wanted).sum()
             advance()
-    return [TensorError(name, _share(*sums[own])) for own, (name, _) in pairs.items()]
+    return [TensorError(long_name(name), _share(*sums[own])) for own, (name, _) in pairs.items()]
 
 
 def half_quantized(model: "onnx.ModelProto") -> list[HalfQuantized]:
@@ -87,7 +94,7 @@ def half_quantized(model: "onnx.ModelProto") -> list[HalfQuantized]:
     for node in model.graph.node:
         if node.op_type in PRODUCTS:
             floats = [name for name in node.input[:2] if not is_quantized(name)]
-            found += [HalfQuantized(node.name, name) for name in floats if len(floats) == 1]
+            found += [HalfQuantized(node.name or node.output[0], name) for name in floats if len(floats) == 1]
     return found
 
 
@@ -132,7 +139,7 @@ def _watched(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return copy
 
 
-def _pairs(reference: Values, own: Values) -> dict[str, tuple[str, NDArray[Any]]]:
+def _pairs(reference: Arrays, own: Arrays) -> dict[str, tuple[str, NDArray[np.float32]]]:
     """Own name to the reference's name and value, where the shapes agree."""
     named = {(name + VALUE if name + VALUE in own else name): name for name in reference}
     return {
@@ -142,12 +149,17 @@ def _pairs(reference: Values, own: Values) -> dict[str, tuple[str, NDArray[Any]]
     }
 
 
-def _feed(model: "onnx.ModelProto", images: NDArray[np.float32]) -> Values:
+def _feed(model: "onnx.ModelProto", images: NDArray[np.float32]) -> Arrays:
     constants = {tensor.name for tensor in model.graph.initializer}
     return {next(value.name for value in model.graph.input if value.name not in constants): images}
 
 
-def _run_once(model: "onnx.ModelProto", feeds: Values) -> Values:
+def _batch(images: NDArray[np.float32], start: int, size: int) -> NDArray[np.float32]:
+    """The last image is repeated to fill the last batch."""
+    return images[np.minimum(np.arange(start, start + size), len(images) - 1)]
+
+
+def _run_once(model: "onnx.ModelProto", feeds: Arrays) -> Arrays:
     return run_all(open_session(model, optimize=False), feeds)
 
 

@@ -18,6 +18,7 @@ API = {
     "api.py",
     "cli.py",
     "demo.py",
+    "foreign.py",
     "lookup.py",
     "validation.py",
 }  # the only core modules that use sub-packages, inside function bodies

@@ -86,7 +86,7 @@ def read_preprocessing(path: Path) -> Preprocessing:
         "resize (a whole number from size)": type(resize) is int and type(size) is int and resize >= size,
         "interpolation (bilinear or bicubic)": how["interpolation"] in ("bilinear", "bicubic"),
         "mean (a list of 1 or 3 numbers)": _are_numbers(mean) and len(mean) in (1, 3),
-        "std (as many numbers above 0)": _are_numbers(std) and len(std) == len(mean) and min(std) > 0,
+        "std (as many numbers above 0)": _are_numbers(std) and min(std) > 0 and len(std) == np.size(mean),
     }
     for field, is_sound in sound.items():
         if not is_sound:

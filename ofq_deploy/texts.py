@@ -85,7 +85,8 @@ def foreign_text(result: dict[str, Any]) -> str:
     worst = result["worst_tensor"]
     lines.append(
         f"tensors: {len(result['tensors'])} compared on {result['images_compared']} images, each operator on the "
-        f"reference's inputs; worst {worst['error']:.3g} at {worst['name']}, allowed {result['tolerance']:g}"
+        f"reference's inputs; worst {worst['name']}: off by {worst['error']:.3g}, the gain of a channel by "
+        f"{worst['gain_error']:.3g}, allowed {result['tolerance']:g}"
     )
     lines += [f"FAULT {fault}" for fault in result["faults"]]
     lines.append("PASSED: " + result["verdict"] if result["passed"] else "FAILED")

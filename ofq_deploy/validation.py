@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.classes import Classes, read_classes
 from ofq_deploy.datasets import Split, load_dataset
-from ofq_deploy.errors import DataError, RunError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, OnnxFileError, RunError, UnsupportedByTarget
 from ofq_deploy.frozen import Frozen
-from ofq_deploy.lookup import Subject, find
+from ofq_deploy.lookup import Subject, find, model_path
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs import Run
 
@@ -35,7 +35,9 @@ def validate_model(
     from ofq_deploy.runtime_tests.accuracy import by_class, measure_accuracy, paired
 
     others = () if backend == "openvino" else ("openvino",)
-    found = find(subject, run, without=("fp32", *others))
+    path = model_path(subject, without=("fp32", *others))
+    _refuse_foreign(path)
+    found = find(path, run)
     frozen = _frozen_of(found, max_drop, backend)
     chosen = data or (found.run.recipe.data if found.run else "")
     if not chosen:
@@ -65,6 +67,16 @@ def validate_model(
         if max_drop is not None and result["drop_points"] > max_drop:
             faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
     return result | {"passed": not faults, "faults": faults}
+
+
+def _refuse_foreign(path: Path) -> None:
+    from ofq_deploy.runtime_tests.model_file import parse_model
+
+    if not any(entry.key.startswith("ofq_deploy.") for entry in parse_model(path).metadata_props):
+        raise OnnxFileError(
+            f"{path} was not written by ofq-deploy export (it does not say where it comes from); to compare it with "
+            "the float model that it was quantized from, pass that with --reference"
+        )
 
 
 def _frozen_of(found: Subject, max_drop: float | None, backend: str) -> Frozen:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 ROLES = "ofq_deploy.roles"
-SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+)")
+SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quantized)?")  # quantizers append to names
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,23 @@ class ModelFile:
     quantization: dict[str, Any]
 
 
-def read_model(path: Path) -> "onnx.ModelProto":
+def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.ModelProto":
     """Parse an ONNX file, every name in its long form; OnnxFileError when it is missing or cut.
+
+    made_from: the model whose metadata tells the names, where the file has lost its own
 
     Nodes without a name get that of their first output.
     """
     model = parse_model(path)
     try:
-        long_name = long_names(model)
+        roles = _roles(model) or (_roles(made_from) if made_from else [])
         for node in model.graph.node:
             for names in (node.output, node.input):
                 for index, name in enumerate(names):
-                    names[index] = long_name(name)
+                    names[index] = _long_name(name, roles)
             node.name = node.name or node.output[0]
         for tensor in model.graph.initializer:
-            tensor.name = long_name(tensor.name)
+            tensor.name = _long_name(tensor.name, roles)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
     return model
@@ -75,20 +77,19 @@ def parse_model(path: Path) -> "onnx.ModelProto":
     return model
 
 
-def long_names(model: "onnx.ModelProto") -> Callable[[str], str]:
-    """Undoes the shortening that the writer applies, if it did: `3.h` is role 17 (h in base 36) of block 3, `.i` is
-    role 18 itself.
+def _roles(model: "onnx.ModelProto") -> list[str]:
+    return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
+
+
+def _long_name(name: str, roles: list[str]) -> str:
+    """Undo the shortening that the writer applies, if it did: `3.h` is role 17 (h in base 36) of block 3, `.i` is role
+    18 itself.
     """
-    roles: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
-
-    def long_name(name: str) -> str:
-        match = SHORT_NAME.fullmatch(name) if roles else None
-        if match is None:
-            return name
-        role = roles[int(match[2], 36)]
-        return f"blocks.{match[1]}.{role}" if match[1] else role
-
-    return long_name
+    match = SHORT_NAME.fullmatch(name) if roles else None
+    if match is None:
+        return name
+    role = roles[int(match[2], 36)] + (match[3] or "")
+    return f"blocks.{match[1]}.{role}" if match[1] else role
 
 
 def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:

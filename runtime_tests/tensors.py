@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import FORCED, Arrays
-from ofq_deploy.runtime_tests.model_file import force, long_names
+from ofq_deploy.runtime_tests.model_file import force
 from ofq_deploy.runtime_tests.ort import open_session, run_all
 
 if TYPE_CHECKING:
@@ -25,15 +25,25 @@ CODES = "_quantized"
 VALUE = f"{CODES}/value"
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+LEAST_SIGNAL = 0.1  # of the mean over the channels, in squares
+FEWEST_VALUES = 32
 LARGEST = 1e9  # what an infinite error is reported as, JSON having no infinity
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """RMS of the difference over RMS of the reference."""
+    """error: RMS of the difference over RMS of the reference; gain_error: the largest |1 - gain| of a channel.
+
+    A channel is a place on the last axis, its gain the factor from the reference's values to the model's. One wrong
+    scale among hundreds is lost in `error`. Channels with little signal, or few values, have no gain.
+    """
 
     name: str
     error: float
+    gain_error: float
+
+    def exceeds(self, tolerance: float) -> bool:
+        return max(self.error, self.gain_error) > tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +63,19 @@ def compare_tensors(
 ) -> list[TensorError]:
     """The error of every float tensor of two axes or more that both graphs have, in the order of the quantized one.
 
-    model, reference: as their files have them, names not restored
-    images:           float32 [images, channels, height, width], run `batch` at a time, without optimizations
+    images: float32 [images, channels, height, width], run `batch` at a time, without optimizations
 
     Raises OnnxFileError when the graphs have no tensor in common but their outputs.
     """
     theirs, ours = _watched(reference), _watched(_with_values(model))
-    session, long_name = open_session(theirs, optimize=False), long_names(reference)
+    session = open_session(theirs, optimize=False)
     first = _batch(images, 0, batch)
     pairs = _pairs(run_all(session, _feed(reference, first)), _run_once(ours, _feed(model, first)))
     if len(pairs) <= len(model.graph.output):
         raise OnnxFileError("the model and the reference name no tensor alike; pass the float model it was made from")
     force(ours, {own: value for own, (_, value) in pairs.items()})
     forced = open_session(ours, optimize=False)
-    sums = {own: np.zeros(2) for own in pairs}  # squares of the differences, squares of the reference
+    sums = {own: np.zeros((3, value.shape[-1])) for own, (_, value) in pairs.items()}
     starts = range(0, len(images), batch)
     with report.task("tensors", len(starts)) as advance:
         for start in starts:
@@ -75,10 +84,13 @@ def compare_tensors(
             feeds = {own + FORCED: expected[name] for own, (name, _) in pairs.items()}
             found = run_all(forced, _feed(model, chosen) | feeds)
             for own, (name, _) in pairs.items():
-                wanted = expected[name].astype(np.float64)
-                sums[own] += np.square(found[own] - wanted).sum(), np.square(wanted).sum()
+                sums[own] += _sums(found[own], expected[name])
             advance()
-    return [TensorError(long_name(name), _share(*sums[own])) for own, (name, _) in pairs.items()]
+    rows = {own: len(starts) * value[..., 0].size for own, (_, value) in pairs.items()}
+    return [
+        TensorError(name, _error(sums[own]), _gain_error(sums[own]) if rows[own] >= FEWEST_VALUES else 0.0)
+        for own, (name, _) in pairs.items()
+    ]
 
 
 def half_quantized(model: "onnx.ModelProto") -> list[HalfQuantized]:
@@ -94,7 +106,7 @@ def half_quantized(model: "onnx.ModelProto") -> list[HalfQuantized]:
     for node in model.graph.node:
         if node.op_type in PRODUCTS:
             floats = [name for name in node.input[:2] if not is_quantized(name)]
-            found += [HalfQuantized(node.name or node.output[0], name) for name in floats if len(floats) == 1]
+            found += [HalfQuantized(node.name, name) for name in floats if len(floats) == 1]
     return found
 
 
@@ -163,8 +175,21 @@ def _run_once(model: "onnx.ModelProto", feeds: Arrays) -> Arrays:
     return run_all(open_session(model, optimize=False), feeds)
 
 
-def _share(difference: float, reference: float) -> float:
-    """Square root of the ratio of two sums of squares; LARGEST where it is no number or exceeds that."""
+def _sums(own: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Per channel: squares of the differences, products, squares of the reference; [3, channels]."""
+    x, y = (value.reshape(-1, value.shape[-1]).astype(np.float64) for value in (own, reference))
+    return np.stack([np.square(x - y).sum(0), (x * y).sum(0), np.square(y).sum(0)])
+
+
+def _error(sums: NDArray[np.float64]) -> float:
+    difference, reference = sums[0].sum(), sums[2].sum()
     if not np.isfinite(difference) or difference > LARGEST**2 * reference:
         return LARGEST
     return float(np.sqrt(difference / reference)) if reference else 0.0
+
+
+def _gain_error(sums: NDArray[np.float64]) -> float:
+    _, products, reference = sums
+    strong = reference > LEAST_SIGNAL * reference.mean()
+    errors = np.abs(products[strong] / reference[strong] - 1)
+    return float(np.nan_to_num(errors, nan=LARGEST, posinf=LARGEST).max(initial=0))

@@ -19,6 +19,8 @@ API = {
     "cli.py",
     "demo.py",
     "lookup.py",
+    "package.py",
+    "servable.py",
     "validation.py",
 }  # the only core modules that use sub-packages, inside function bodies
 
@@ -36,7 +38,8 @@ def imported(path: Path, top_level: bool = False) -> set[str]:
 
 
 def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    """Modules; the templates are copied into packages and never imported."""
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if path.parent.name != "templates")
 
 
 def within(name: str, package: str) -> bool:

@@ -6,6 +6,7 @@ Fields: model_config.proto in triton-inference-server/common. What a backend dem
 import json
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.servable import ORT_TARGETS, Servable, Tensor
@@ -32,10 +33,9 @@ class Serving:
     max_batch: int
     threads: int
 
-    @property
-    def preferred(self) -> list[int]:
-        """Batch sizes that the server need not wait any longer for; empty where it does not batch."""
-        return sorted({size for size in (self.max_batch // 2, self.max_batch) if size > 1})
+
+class Enum(str):
+    """A value that is written without quotes."""
 
 
 def choose_serving(model: Servable, name: str, backend: str | None, max_batch: int | None, threads: int) -> Serving:
@@ -43,6 +43,8 @@ def choose_serving(model: Servable, name: str, backend: str | None, max_batch: i
 
     Raises UnsupportedByTarget for a backend that does not read the model, or a batch size that the model does not take.
     """
+    if threads < 0 or (max_batch is not None and max_batch < 1):
+        raise ValueError(f"expected threads from 0 and max_batch from 1, got {threads} and {max_batch}")
     chosen = backend or ("tensorrt" if model.target == "tensorrt" else "onnxruntime")
     if chosen not in BACKENDS:
         raise UnsupportedByTarget(f"no Triton backend {chosen!r}; there are {', '.join(BACKENDS)}")
@@ -53,8 +55,8 @@ def choose_serving(model: Servable, name: str, backend: str | None, max_batch: i
         )
     if model.batch is not None and (model.batch != 1 or max_batch is not None):
         raise UnsupportedByTarget(
-            f"{model.path} takes exactly {model.batch} images at a time, a server cannot batch for it; "
-            "export it with a symbolic batch axis"
+            f"{model.path} has its batch axis fixed to {model.batch}, a server cannot put images together for it; export it "
+            "with a symbolic one"
         )
     batch = 0 if model.batch == 1 else max_batch or MAX_BATCH
     return Serving(name, chosen, "tensorrt" in (chosen, model.target), batch, threads)
@@ -62,26 +64,34 @@ def choose_serving(model: Servable, name: str, backend: str | None, max_batch: i
 
 def config(model: Servable, serving: Serving) -> str:
     """The text of config.pbtxt."""
-    parts = [
-        f'name: {_text(serving.name)}\nbackend: "{serving.backend}"\nmax_batch_size: {serving.max_batch}',
-        _tensor("input", model.image, serving, ""),
-        _tensor("output", model.logits, serving, '\n    label_filename: "labels.txt"'),
-        "version_policy { latest { num_versions: 1 } }",
-        f"instance_group [ {{ count: 1 kind: {'KIND_GPU' if serving.gpu else 'KIND_CPU'} }} ]",
-    ]
-    if serving.preferred:
-        sizes = ", ".join(map(str, serving.preferred))
-        parts.append(
-            f"dynamic_batching {{\n  preferred_batch_size: [ {sizes} ]\n"
-            f"  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}"
-        )
+    message: dict[str, Any] = {
+        "name": serving.name,
+        "backend": serving.backend,
+        "max_batch_size": serving.max_batch,
+        "input": _tensor(model.image, serving),
+        "output": _tensor(model.logits, serving) | {"label_filename": "labels.txt"},
+        "version_policy": {"latest": {"num_versions": 1}},
+        "instance_group": {"count": 1, "kind": Enum("KIND_GPU" if serving.gpu else "KIND_CPU")},
+    }
+    sizes = sorted({size for size in (serving.max_batch // 2, serving.max_batch) if size > 1})
+    if sizes:
+        message["dynamic_batching"] = {
+            "preferred_batch_size": sizes,
+            "max_queue_delay_microseconds": QUEUE_DELAY_US,
+        }
     if not serving.gpu:
-        parts.append(f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{serving.threads}" }} }}')
-    if serving.gpu and serving.backend == "onnxruntime":
-        parts.append(_accelerator(model, serving))
-    sizes_to_warm = sorted({1, serving.max_batch} - {0})
-    parts.append("model_warmup [\n" + ",\n".join(_warmup(model.image, serving, size) for size in sizes_to_warm) + "\n]")
-    return "\n".join(parts) + "\n"
+        message["parameters"] = {"key": "intra_op_thread_count", "value": {"string_value": str(serving.threads)}}
+    elif serving.backend == "onnxruntime":  # TensorRT inside of it; INT8 lets it take the model's own quantization
+        options = {"precision_mode": "INT8"}
+        options |= {f"trt_profile_{end}_shapes": shapes for end, shapes in _profile(model, serving).items()}
+        parameters = [{"key": key, "value": value} for key, value in options.items()]
+        accelerator = {"name": "tensorrt", "parameters": parameters}
+        message["optimization"] = {"execution_accelerators": {"gpu_execution_accelerator": accelerator}}
+    message["model_warmup"] = [
+        {"name": f"batch of {size}", "batch_size": size, "inputs": _random_image(model.image, serving)}
+        for size in sorted({1, serving.max_batch} - {0})
+    ]
+    return _text(message)
 
 
 def plan_command(model: Servable, serving: Serving) -> str:
@@ -101,36 +111,28 @@ def _profile(model: Servable, serving: Serving) -> dict[str, str]:
     return {end: f"{model.image.name}:{size}x{sides}" for end, size in sizes.items()}
 
 
-def _tensor(field: str, tensor: Tensor, serving: Serving, more: str) -> str:
-    return (
-        f"{field} [\n  {{\n    name: {_text(tensor.name)}\n    data_type: TYPE_FP32\n"
-        f"    dims: [ {_dims(tensor, serving)} ]{more}\n  }}\n]"
-    )
+def _tensor(tensor: Tensor, serving: Serving) -> dict[str, Any]:
+    return {"name": tensor.name, "data_type": Enum("TYPE_FP32"), "dims": _dims(tensor, serving)}
 
 
-def _warmup(image: Tensor, serving: Serving, size: int) -> str:
-    return (
-        f'  {{\n    name: "batch of {size}"\n    batch_size: {size}\n    inputs {{\n      key: {_text(image.name)}\n'
-        f"      value {{ data_type: TYPE_FP32 dims: [ {_dims(image, serving)} ] random_data: true }}\n    }}\n  }}"
-    )
+def _random_image(image: Tensor, serving: Serving) -> dict[str, Any]:
+    value = {"data_type": Enum("TYPE_FP32"), "dims": _dims(image, serving), "random_data": True}
+    return {"key": image.name, "value": value}
 
 
-def _accelerator(model: Servable, serving: Serving) -> str:
-    """TensorRT inside of ONNX Runtime; INT8 lets it take the model's own quantization."""
-    options = {"precision_mode": "INT8"}
-    options |= {f"trt_profile_{end}_shapes": shapes for end, shapes in _profile(model, serving).items()}
-    lines = [f"        parameters {{ key: {_text(key)} value: {_text(value)} }}\n" for key, value in options.items()]
-    return (
-        'optimization {\n  execution_accelerators {\n    gpu_execution_accelerator [\n      {\n        name: "tensorrt"\n'
-        + "".join(lines)
-        + "      }\n    ]\n  }\n}"
-    )
-
-
-def _dims(tensor: Tensor, serving: Serving) -> str:
+def _dims(tensor: Tensor, serving: Serving) -> list[int | None]:
     """Without the batch axis where the server batches: it adds that axis itself."""
-    return ", ".join(str(axis) for axis in (tensor.shape[1:] if serving.max_batch else tensor.shape))
+    return list(tensor.shape[1:] if serving.max_batch else tensor.shape)
 
 
-def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _text(message: dict[str, Any], indent: str = "") -> str:
+    """Protobuf's text format; a list is a repeated field."""
+    lines = []
+    for field, value in message.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                lines.append(f"{indent}{field} {{\n{_text(item, indent + '  ')}{indent}}}\n")
+            else:
+                scalar = item if isinstance(item, Enum) else json.dumps(item, ensure_ascii=False)
+                lines.append(f"{indent}{field}: {scalar}\n")
+    return "".join(lines)

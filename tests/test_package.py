@@ -596,12 +596,12 @@ def test_a_model_that_cannot_be_packed_is_named(
         (
             lambda path: _fix_batch(path, 4),
             {"kind": "triton"},
-            "{} takes exactly 4 images at a time, a server cannot batch for it; export it with a symbolic batch axis",
+            "{} has its batch axis fixed to 4, a server cannot put images together for it; export it with a symbolic one",
         ),
         (
             lambda path: _fix_batch(path, 1),
             {"kind": "triton", "max_batch": 8},
-            "{} takes exactly 1 images at a time, a server cannot batch for it; export it with a symbolic batch axis",
+            "{} has its batch axis fixed to 1, a server cannot put images together for it; export it with a symbolic one",
         ),
     ],
 )

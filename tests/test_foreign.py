@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ofq_deploy import api, texts
-from ofq_deploy.datasets import load_dataset
+from ofq_deploy.datasets import folder_preprocessing, load_dataset
 from ofq_deploy.errors import DataError, OfqError, OnnxFileError
 from ofq_deploy.foreign import TOLERANCE
+from ofq_deploy.images import read_preprocessing
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.model_file import parse_model, read_model
 from ofq_deploy.runtime_tests.tensors import compare_tensors, half_quantized
@@ -390,6 +392,13 @@ def test_preprocessing_of_another_size_is_refused(folder: Path, tmp_path: Path) 
     (tmp_path / "data").mkdir()
     said = refusal(DataError, folder / "qdq.onnx", data=str(tmp_path / "data"))
     assert said.startswith("the preprocessing (default: DeiT's, as the model does not say) makes images [3, 16, 16]")
+
+
+def test_the_preprocessing_of_a_package_can_be_passed_on(tmp_path: Path) -> None:
+    how = folder_preprocessing(224)
+    (tmp_path / "preprocess.json").write_text(json.dumps(asdict(how)))
+
+    assert read_preprocessing(tmp_path / "preprocess.json") == how
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def frozen_of(found: Subject, backend: str) -> Frozen:
     return found.frozen
 
 
-def test_split(found: Subject, frozen: Frozen, data: str | None, classes: Classes | None = None) -> tuple[str, Split]:
+def test_split(found: Subject, frozen: Frozen, data: str | None, classes: Classes | None) -> tuple[str, Split]:
     """The named data, or the run's own, as the model wants it; DataError where neither is known.
 
     classes: the model's, under the names that the data has for them

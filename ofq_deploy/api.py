@@ -245,6 +245,9 @@ def validate(
         if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
         return validate_golden(subject, Path(golden), report)
+    for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
+        if value is not None and not value >= 0:  # as nothing exceeds a NaN
+            raise DataError(f"{option} is {value:g}; expected a number from 0")
     names = Path(classes) if classes else None
     if reference is not None:
         from ofq_deploy.foreign import validate_foreign

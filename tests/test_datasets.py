@@ -233,8 +233,10 @@ def test_a_damaged_or_absent_parquet_file_is_refused(tmp_path: Path) -> None:
 def test_a_missing_package_is_named(package: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
 
-    with pytest.raises(BackendMissing, match=r"is not installed; install it with: pip install 'ofq-deploy\[data\]'"):
+    said = r"is not installed; install it with: pip install 'ofq-deploy\[data\]'"
+    with pytest.raises(BackendMissing, match=said) as caught:
         load_dataset(name, 16)
+    assert caught.value.exit_code == 4
 
 
 @pytest.fixture

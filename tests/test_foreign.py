@@ -326,6 +326,8 @@ def test_options_that_do_not_fit_are_refused(folder: Path, portable_model: Path,
     assert (
         refusal(DataError, model, data=None) == "a model from elsewhere does not name its data; pass --data NAME|PATH"
     )
+    assert refusal(DataError, model, tolerance=float("nan")) == "--tolerance is nan; expected a number from 0"
+    assert refusal(DataError, model, max_drop=float("nan")) == "--max-drop is nan; expected a number from 0"
     assert refusal(DataError, model, run=folder).startswith("a model is compared with its --reference or proven by")
     assert refusal(DataError, model, golden=folder).startswith("golden data is compared with the run alone")
     for option in ({"tolerance": 0.1}, {"preprocessing": tmp_path / "a.json"}):

@@ -333,7 +333,9 @@ def lint(
 
     _refuse(output, force)
     faults = api.lint(model, target=target)
-    lines = [f"{row['kind']} {row['rule']}: {row['operator']} {row['node']}: {row['cause']}; {row['cure']}" for row in faults]
+    lines = [
+        f"{row['kind']} {row['rule']}: {row['operator']} {row['node']}: {row['cause']}; {row['cure']}" for row in faults
+    ]
     _finish({"faults": faults}, "\n".join(lines) or "clean", as_json, output, force)
     raise typer.Exit(NEGATIVE if faults else 0)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
+from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.ort import open_session, optimized_graph
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Graph:
         readers: dict[str, list[Node | None]] = {value.name: [None] for value in model.graph.output}
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         static = set(constants)
+        producers: dict[str, Node] = {}
         for node in nodes:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
@@ -77,8 +79,12 @@ class Graph:
                 constants[node.output[0]] = node.attribute[0].t
             if node.op_type == "Constant" or (node.input and all(name in static for name in node.input if name)):
                 static.update(node.output)
+            for name in node.output:
+                if name and any(readers.get(name, [])) and name not in producers:  # two branches may share a name
+                    # A cycle would keep the rules that follow a graph from ending.
+                    raise OnnxFileError(f"{name} is read before it is computed; sort the nodes of the model")
+                producers[name] = node
         inputs = frozenset(value.name for value in model.graph.input)
-        producers = {name: node for node in nodes for name in node.output}
         return cls(nodes, inputs, constants, frozenset(static), producers, readers)
 
     def of_kind(self, *kinds: str) -> Iterator["Node"]:

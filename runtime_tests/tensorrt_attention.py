@@ -29,9 +29,9 @@ class Attention:
     """Two MatMul around a Softmax.
 
     quantized: how many of queries, keys, probabilities and values are
-    weighing:  what stands between Softmax and the QuantizeLinear behind it, but layout and constant factors
-    closing:   the same between the second MatMul and whatever comes first of QuantizeLinear and a node of its kind
-    reader:    that node; None for the caller, and where several nodes read it
+    weighing:  what stands between Softmax and the second MatMul, but pairs, layout and constant factors
+    closing:   the same between the second MatMul and the first node that is none of these
+    reader:    that node, as QuantizeLinear; None for the caller, and where several nodes read the value
     """
 
     softmax: "Node"
@@ -62,7 +62,6 @@ def attentions(model: Model) -> Iterator[Attention]:
         weighing, second = _walk(model, softmax, PASSED)
         if scores is None or second is None or scores.op_type != "MatMul" or second.op_type != "MatMul":
             continue
-        before_codes = next((i for i, node in enumerate(weighing) if node.op_type == "QuantizeLinear"), len(weighing))
         closing, reader = _walk(model, second, PASSED - PAIR)
         queries, probabilities = model.inferred(scores.input[0]), model.inferred(softmax.output[0])
         yield Attention(
@@ -71,8 +70,8 @@ def attentions(model: Model) -> Iterator[Attention]:
             probabilities.type,
             queries.shape[-1] if queries.shape else 0,
             probabilities.shape[-1] if probabilities.shape else 0,
-            sum(trace(model, name).codes is not None for name in (*scores.input, *second.input)),
-            weighing[:before_codes],
+            sum(trace(model, name).is_codes for name in (*scores.input, *second.input)),
+            tuple(node for node in weighing if node.op_type not in PAIR),
             closing,
             reader,
         )
@@ -108,8 +107,8 @@ def _weighing(model: Model, found: Attention) -> Iterator[Finding]:
     if not per_token and not found.closing:
         crashes = found.width == CRASHES_AT and found.element == FLOAT16
         if crashes or found.width != CRASHES_AT:
-            cause = "between Softmax and its codes: " + ("crashes the compiler" if crashes else "it falls apart")
-            cure = "leave the clamp to 8 bits, or quantize to 8 bits first and clip behind the pair"
+            cause = "between Softmax and the product: " + ("the compiler crashes" if crashes else "it falls apart")
+            cure = "compute attention in float32" if crashes else "use all 8 bits, which QuantizeLinear clamps to"
             yield model.finding("A5", found.weighing[0], cause, cure, "hard" if crashes else "slow")
     elif per_token and all(_is_per_token(model, node) for node in per_token):
         cause = "a step per token for the probabilities: attention falls apart"

@@ -43,6 +43,10 @@ class Operand:
     rounded: "Node | None" = None
     axis: int | None = None
 
+    @property
+    def is_codes(self) -> bool:
+        return self.codes is not None and self.between is None
+
 
 def trace(model: Model, name: str, axis: int | None = None) -> Operand:
     """Follow an operand back to its codes. `axis` is the one that the product sums over."""
@@ -116,7 +120,12 @@ def scale_axes(model: Model) -> Iterator[Finding]:
     for node, *operands in products(model):
         for index, source in enumerate(operands):
             codes = source.codes
-            if codes is None or source.between or id(codes) in reported or size(model, codes.input[1]) < 2:
+            if (
+                codes is None
+                or source.between is not None
+                or id(codes) in reported
+                or size(model, operand(codes, 1)) < 2
+            ):
                 continue
             rank, axis = len(model.inferred(codes.input[0]).shape or ()), integer(codes, "axis", 1)
             if not rank or integer(codes, "block_size", 0):
@@ -151,7 +160,7 @@ def code_types(model: Model) -> Iterator[Finding]:
             if codes.input[0] not in model.file.static:
                 continue
             shape, block = model.inferred(codes.input[0]).shape, integer(codes, "block_size", 0)
-            if block and shape and block < shape[integer(codes, "axis", 1)]:
+            if block and shape and block < shape[integer(codes, "axis", 1) % len(shape)]:
                 cause = "a scale per block of weights beside quantized activations crashes the compiler"
                 yield model.finding("Q20", codes, cause, "give weights one scale per output channel", "hard")
             elif kind == INT4:
@@ -177,7 +186,7 @@ def half_sums(model: Model) -> Iterator[Finding]:
         if left.codes is None or right.codes is None or model.inferred(node.output[0]).type != FLOAT16:
             continue
         weight = model.file.array(right.codes.input[0])
-        if weight is None or weight.ndim != 2 or right.axis is None or size(model, right.codes.input[1]) < 2:
+        if weight is None or weight.ndim != 2 or right.axis is None or size(model, operand(right.codes, 1)) < 2:
             continue
         largest = int(np.abs(weight.astype(np.int64)).sum(right.axis).max()) * _largest_code(model, left.codes)
         if largest > LARGEST_HALF:
@@ -193,7 +202,7 @@ def _axis_before(node: "Node", axis: int | None) -> int | None:
     """`axis` of the output as one of the first input, where it is known."""
     if node.op_type == "Transpose" and axis is not None:
         order = next((list(attribute.ints) for attribute in node.attribute if attribute.name == "perm"), [])
-        return order[axis] if order else -1 - axis
+        return order[axis] if len(order) > 1 else -1 - axis
     return axis if node.op_type in KEEPS_AXES else None
 
 
@@ -209,8 +218,8 @@ def _largest_code(model: Model, pair: "Node") -> int:
     graph = model.file
     codes = graph.producers.get(pair.input[0])
     clip = graph.producers.get(codes.input[0]) if codes and codes.op_type == "QuantizeLinear" else None
-    step = graph.array(codes.input[1]) if codes and size(model, codes.input[1]) == 1 else None
-    if clip is None or step is None or clip.op_type != "Clip":
+    step = graph.array(operand(codes, 1)) if codes and size(model, operand(codes, 1)) == 1 else None
+    if clip is None or clip.op_type != "Clip" or step is None or not step.all():
         return 128
     limits = [graph.array(operand(clip, side)) for side in (1, 2)]
     return min(128, *(round(float(abs(limit).max() / step.max())) if limit is not None else 128 for limit in limits))

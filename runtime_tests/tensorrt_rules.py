@@ -61,8 +61,8 @@ def zero_points(model: Model) -> Iterator[Finding]:
         if values.astype(float).any():
             cure = "shift the codes into symmetric int8, and what that adds to the sums into the bias"
             yield model.finding("Q1", node, f"its zero point {zero} is not 0", cure, "hard")
-        if values.size != size(model, node.input[1]) > 0:
-            cause = f"{values.size} zero points beside {size(model, node.input[1])} scales"
+        if values.size != size(model, operand(node, 1)) > 0:
+            cause = f"{values.size} zero points beside {size(model, operand(node, 1))} scales"
             yield model.finding("Q26", node, cause, "give the zero point the shape of the scale", "hard")
 
 
@@ -117,7 +117,7 @@ def stored_types(model: Model) -> Iterator[Finding]:
 def scales(model: Model) -> Iterator[Finding]:
     graph = model.file
     for node in _quantizers(graph):
-        scale = node.input[1]
+        scale = operand(node, 1)
         values, count, shape = graph.array(scale), size(model, scale), model.inferred(node.input[0]).shape
         if values is not None and (values.astype(float) <= 0).any():
             cure = "floor steps at a tiny positive number; give a dead row of weights codes of 0"
@@ -204,7 +204,7 @@ def pairs_for_ort(model: Model) -> Iterator[Finding]:
         if made is None or made.op_type != "QuantizeLinear" or model.inferred(operand(made, 2)).type != INT8:
             continue
         for reader in graph.readers.get(node.output[0], []):
-            if reader and reader.op_type in LAYOUT and size(model, node.input[1]) == 1:
+            if reader and reader.op_type in LAYOUT and size(model, operand(node, 1)) == 1:
                 cause = "ONNX Runtime copies the pair behind it and refuses the result at opset 21 and above"
                 cure = "use opset 20, or output_dtype=INT8 in place of the zero point"
                 yield model.finding("O2", reader, cause, cure, "hint")

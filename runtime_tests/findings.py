@@ -79,8 +79,8 @@ class Graph:
                 constants[node.output[0]] = node.attribute[0].t
             if node.op_type == "Constant" or (node.input and all(name in static for name in node.input if name)):
                 static.update(node.output)
-            for name in node.output:
-                if name and any(readers.get(name, [])) and name not in producers:  # two branches may share a name
+            for name in filter(None, node.output):
+                if any(readers.get(name, [])) and name not in producers:  # two branches may share a name
                     # A cycle would keep the rules that follow a graph from ending.
                     raise OnnxFileError(f"{name} is read before it is computed; sort the nodes of the model")
                 producers[name] = node

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ofq_deploy.runtime_tests.findings import Finding, Model, Rule
 from ofq_deploy.runtime_tests.tensorrt_products import TRANSPARENT, is_constant_factor, trace
-from ofq_deploy.runtime_tests.tensorrt_rules import FLOAT, FLOAT16
+from ofq_deploy.runtime_tests.tensorrt_rules import FLOAT, FLOAT16, operand
 
 if TYPE_CHECKING:
     import onnx
@@ -56,14 +56,14 @@ class Attention:
 def attentions(model: Model) -> Iterator[Attention]:
     graph = model.file
     for softmax in graph.of_kind("Softmax"):
-        scores = graph.producers.get(softmax.input[0])
+        scores = graph.producers.get(operand(softmax, 0))
         while scores is not None and scores.op_type in PASSED:
             scores = next((graph.producers[name] for name in scores.input if name in graph.producers), None)
         weighing, second = _walk(model, softmax, PASSED)
         if scores is None or second is None or scores.op_type != "MatMul" or second.op_type != "MatMul":
             continue
         closing, reader = _walk(model, second, PASSED - PAIR)
-        queries, probabilities = model.inferred(scores.input[0]), model.inferred(softmax.output[0])
+        queries, probabilities = model.inferred(operand(scores, 0)), model.inferred(softmax.output[0])
         yield Attention(
             softmax,
             second,
@@ -79,7 +79,7 @@ def attentions(model: Model) -> Iterator[Attention]:
 
 def unfused(model: Model) -> Iterator[Finding]:
     for node in model.file.of_kind("Attention"):
-        if node.domain in ("", "ai.onnx") and model.inferred(node.input[0]).type == FLOAT:
+        if node.domain in ("", "ai.onnx") and model.inferred(operand(node, 0)).type == FLOAT:
             cause = "the compiler has no kernel for it in float32"
             yield model.finding("A1", node, cause, "cast queries, keys and values to float16", "hard")
     for found in attentions(model):

@@ -62,7 +62,7 @@ def trace(model: Model, name: str, axis: int | None = None) -> Operand:
         parts = [trace(model, part, axis) for part in node.input if part not in graph.constants]
         return parts[0] if parts and all(part.codes for part in parts) else Operand()
     if node.op_type in TRANSPARENT:
-        return trace(model, node.input[0], _axis_before(node, axis))
+        return trace(model, operand(node, 0), _axis_before(node, axis))
     sources = [part for part in node.input if part and part not in graph.constants]
     if len(sources) != 1 or node.op_type not in ELEMENTWISE:
         return Operand()
@@ -87,7 +87,7 @@ def products(model: Model) -> Iterator[tuple["Node", Operand, Operand]]:
             continue
         if types <= FLOATS | {0}:
             left, right = _summed_axes(node)
-            yield node, trace(model, node.input[0], left), trace(model, node.input[1], right)
+            yield node, trace(model, operand(node, 0), left), trace(model, node.input[1], right)
 
 
 def float_product(model: Model) -> Iterator[Finding]:
@@ -127,14 +127,14 @@ def scale_axes(model: Model) -> Iterator[Finding]:
                 or size(model, operand(codes, 1)) < 2
             ):
                 continue
-            rank, axis = len(model.inferred(codes.input[0]).shape or ()), integer(codes, "axis", 1)
+            rank, axis = len(model.inferred(operand(codes, 0)).shape or ()), integer(codes, "axis", 1)
             if not rank or integer(codes, "block_size", 0):
                 continue
             summed = source.axis is not None and axis % rank == source.axis % rank
             if node.op_type == "Conv":
                 summed = index == 0 or axis % rank != 0
             reported.add(id(codes))
-            if codes.input[0] in graph.static:
+            if operand(codes, 0) in graph.static:
                 if summed:
                     cause = "its scales lie along the axis that is summed over: the product is one in float"
                     yield model.finding("Q7", codes, cause, "give weights one scale per output channel")
@@ -150,16 +150,16 @@ def scale_axes(model: Model) -> Iterator[Finding]:
 def code_types(model: Model) -> Iterator[Finding]:
     for node, *operands in products(model):
         pairs = [source.codes for source in operands if source.codes is not None and not source.between]
-        types = [model.inferred(codes.input[0]).type for codes in pairs]
+        types = [model.inferred(operand(codes, 0)).type for codes in pairs]
         if len(pairs) < 2:
             continue
         if types.count(FP8) == 1:
             cause = "one operand has float8 codes, the other integers"
             yield model.finding("Q22", node, cause, "use int8 on both sides", "hard")
         for codes, kind in zip(pairs, types, strict=True):
-            if codes.input[0] not in model.file.static:
+            if operand(codes, 0) not in model.file.static:
                 continue
-            shape, block = model.inferred(codes.input[0]).shape, integer(codes, "block_size", 0)
+            shape, block = model.inferred(operand(codes, 0)).shape, integer(codes, "block_size", 0)
             if block and shape and block < shape[integer(codes, "axis", 1) % len(shape)]:
                 cause = "a scale per block of weights beside quantized activations crashes the compiler"
                 yield model.finding("Q20", codes, cause, "give weights one scale per output channel", "hard")
@@ -171,10 +171,11 @@ def code_types(model: Model) -> Iterator[Finding]:
 def rounded_before_bias(model: Model) -> Iterator[Finding]:
     graph = model.file
     for node in graph.of_kind("Add"):
-        for name, other in (node.input, node.input[::-1]):
+        first, second = operand(node, 0), operand(node, 1)
+        for name, other in ((first, second), (second, first)):
             pair = graph.producers.get(name)
-            codes = graph.producers.get(pair.input[0]) if pair and pair.op_type == "DequantizeLinear" else None
-            made = graph.producers.get(codes.input[0]) if codes and codes.op_type == "QuantizeLinear" else None
+            codes = graph.producers.get(operand(pair, 0)) if pair and pair.op_type == "DequantizeLinear" else None
+            made = graph.producers.get(operand(codes, 0)) if codes and codes.op_type == "QuantizeLinear" else None
             if codes and made and made.op_type in PRODUCTS and other in graph.static:
                 cause = "it rounds the product before the bias is added"
                 yield model.finding("Q14", codes, cause, "quantize the inputs of products only", "hint")
@@ -185,7 +186,7 @@ def half_sums(model: Model) -> Iterator[Finding]:
     for node, left, right in products(model):
         if left.codes is None or right.codes is None or model.inferred(node.output[0]).type != FLOAT16:
             continue
-        weight = model.file.array(right.codes.input[0])
+        weight = model.file.array(operand(right.codes, 0))
         if weight is None or weight.ndim != 2 or right.axis is None or size(model, operand(right.codes, 1)) < 2:
             continue
         largest = int(np.abs(weight.astype(np.int64)).sum(right.axis).max()) * _largest_code(model, left.codes)
@@ -216,8 +217,8 @@ def _summed_axes(node: "Node") -> tuple[int | None, int | None]:
 def _largest_code(model: Model, pair: "Node") -> int:
     """By the Clip in front of QuantizeLinear, if there is one."""
     graph = model.file
-    codes = graph.producers.get(pair.input[0])
-    clip = graph.producers.get(codes.input[0]) if codes and codes.op_type == "QuantizeLinear" else None
+    codes = graph.producers.get(operand(pair, 0))
+    clip = graph.producers.get(operand(codes, 0)) if codes and codes.op_type == "QuantizeLinear" else None
     step = graph.array(operand(codes, 1)) if codes and size(model, operand(codes, 1)) == 1 else None
     if clip is None or clip.op_type != "Clip" or step is None or not step.all():
         return 128

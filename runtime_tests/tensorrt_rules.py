@@ -80,7 +80,7 @@ def unsigned_codes(model: Model) -> Iterator[Finding]:
             cause = "without a zero point its codes are uint8 in ONNX and int8 in TensorRT"
             yield model.finding("Q3", node, cause, "write an int8 zero point of 0, or output_dtype=INT8", "wrong")
     for node in graph.of_kind("DequantizeLinear"):
-        codes = node.input[0]
+        codes = operand(node, 0)
         made = _behind_layout(graph, codes)
         if model.inferred(codes).type == UINT8 and codes not in graph.static and made.op_type != "QuantizeLinear":
             yield model.finding("Q2", node, "it reads uint8 codes", cure, "hard")
@@ -118,7 +118,7 @@ def scales(model: Model) -> Iterator[Finding]:
     graph = model.file
     for node in _quantizers(graph):
         scale = operand(node, 1)
-        values, count, shape = graph.array(scale), size(model, scale), model.inferred(node.input[0]).shape
+        values, count, shape = graph.array(scale), size(model, scale), model.inferred(operand(node, 0)).shape
         if values is not None and (values.astype(float) <= 0).any():
             cure = "floor steps at a tiny positive number; give a dead row of weights codes of 0"
             yield model.finding("Q5", node, f"its scale {scale} is not positive", cure, "hard")
@@ -150,7 +150,7 @@ def clamps(model: Model) -> Iterator[Finding]:
     bits = json.loads(properties.get("ofq_deploy.quantization", "{}")).get("act_bits", 8)
     graph = model.file
     for node in graph.of_kind("QuantizeLinear"):
-        beside = (graph.producers.get(node.input[0]), *graph.readers.get(node.output[0], []))
+        beside = (graph.producers.get(operand(node, 0)), *graph.readers.get(node.output[0], []))
         clipped = any(other is not None and other.op_type in ("Clip", "Min") for other in beside)
         if bits < 8 and node.output[0].startswith("blocks.") and not clipped:
             cause = f"codes of {bits} bits without a Clip: TensorRT clamps to 8 bits only"
@@ -200,7 +200,7 @@ def pairs_for_ort(model: Model) -> Iterator[Finding]:
     graph = model.file
     opset = max((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     for node in graph.of_kind("DequantizeLinear") if opset >= 21 else ():
-        made = graph.producers.get(node.input[0])
+        made = graph.producers.get(operand(node, 0))
         if made is None or made.op_type != "QuantizeLinear" or model.inferred(operand(made, 2)).type != INT8:
             continue
         for reader in graph.readers.get(node.output[0], []):
@@ -220,7 +220,7 @@ def _quantizers(graph: Graph) -> Iterator["Node"]:
     """QuantizeLinear, and each DequantizeLinear that does not only repeat the scale and zero point of one."""
     for node in graph.of_kind("QuantizeLinear", "DequantizeLinear"):
         if node.op_type == "DequantizeLinear":
-            made = _behind_layout(graph, node.input[0])
+            made = _behind_layout(graph, operand(node, 0))
             if made.op_type == "QuantizeLinear" and made.input[1:] == node.input[1:]:
                 continue
         yield node
@@ -232,7 +232,7 @@ def _behind_layout(graph: Graph, name: str) -> "Node":
 
     node = graph.producers.get(name, onnx.NodeProto())
     while node.op_type in LAYOUT:
-        node = graph.producers.get(node.input[0], onnx.NodeProto())
+        node = graph.producers.get(operand(node, 0), onnx.NodeProto())
     return node
 
 

@@ -323,7 +323,7 @@ def lint(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List what a runtime would refuse (hard), compute wrong or not in integers (slow), with cause and cure.
+    """List what a runtime would refuse (hard), compute wrong or not in integers (slow), with its cause and cure.
 
     A hint is a fault only elsewhere. Exit 3 if there is any finding.
 

@@ -196,7 +196,7 @@ def layer_names(model: Model) -> Iterator[Finding]:
 
 
 def pairs_for_ort(model: Model) -> Iterator[Finding]:
-    """Not TensorRT's fault, but such a file cannot be proven by ONNX Runtime (1.24 to 1.31)."""
+    """Not TensorRT's fault, but such a file cannot be proven by ONNX Runtime (seen in 1.31)."""
     graph = model.file
     opset = max((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     for node in graph.of_kind("DequantizeLinear") if opset >= 21 else ():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.runtime_tests import openvino
-from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role
-from ofq_deploy.runtime_tests.model_file import read_model
+from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role, operands
+from ofq_deploy.runtime_tests.model_file import read_model, static_values
 from ofq_deploy.runtime_tests.ort import open_session, optimized_graph
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ FLOAT_BLOCKS = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "QAtte
 FLOAT_BLOCKS |= {"LSTM", "GRU", "RNN"}
 # int32 sums that join others before they are rescaled: row sums, and the half sums of 9-bit integers.
 SUM_ROLES = (".row_sum.total", ".half_total")
-RIGHT_OPERAND = {kind: 3 if kind.startswith("Q") else 1 for kind in INTEGER_PRODUCTS}
 SLOW = {
     "BiasGelu": ("it is slower than Add and Gelu", "write the bias as [1, 1, n], or into the product"),
     "SkipLayerNormalization": ("it is slower than Add and LayerNormalization", "let a second node read the sum"),
@@ -178,12 +177,9 @@ def dequantize(model: Model) -> Iterator[Finding]:
 
 def runtime_decoding(model: Model) -> Iterator[Finding]:
     graph = model.executed
-    static = set(graph.constants)
-    for node in graph.nodes:
-        if node.input and all(name in static for name in node.input if name):
-            static.update(node.output)
+    static = static_values(graph.nodes, graph.constants)
     for node in graph.of_kind(*INTEGER_PRODUCTS):
-        weight = node.input[RIGHT_OPERAND[node.op_type]]
+        weight = operands(node)[1]
         if weight in static and weight not in graph.constants:
             cure = "list no part of it as a graph input, and decode it by Cast and integer arithmetic"
             yield model.finding("runtime-decoding", node, "its weight is decoded again for every image", cure)
@@ -194,7 +190,7 @@ def operand_types(model: Model) -> Iterator[Finding]:
         if model.type(node.input[0]) == "int8":
             cure = "keep signed codes as uint8 with zero point 2**(bits - 1)"
             yield model.finding("int8-left", node, "its left operand is int8, which has no fast kernel", cure)
-        if model.type(node.input[RIGHT_OPERAND[node.op_type]]) == "uint8":
+        if model.type(operands(node)[1]) == "uint8":
             cure = "keep its right operand as int8 with zero point 0"
             yield model.finding("uint8-right", node, "its right operand is uint8, which has a slower kernel", cure)
 

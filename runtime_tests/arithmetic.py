@@ -69,11 +69,12 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     """
     from onnx.inliner import inline_local_functions
 
+    trained: dict[str, Any] | None = None
     try:
-        trained = open_model(path)[1].quantization
-    except OnnxFileError:
-        trained = None
-    model = read_model(path)
+        model, described = open_model(path)
+        trained = described.quantization
+    except OnnxFileError:  # from elsewhere
+        model = read_model(path)
     if model.functions:
         model = inline_local_functions(model)
     producers = {name: node for node in model.graph.node for name in node.output}

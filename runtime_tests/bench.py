@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runner import Metadata, Runner, logits
 from ofq_deploy.runtime_tests.arithmetic import PEAK_KERNELS, Work, peak_macs_per_s, work
-from ofq_deploy.runtime_tests.comparison import FEWEST_ROUNDS, compare
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.probe import probe
-from ofq_deploy.runtime_tests.runner import Metadata, Runner, logits
 from ofq_deploy.runtime_tests.runners import executed_operators, open_runner
+from ofq_deploy.runtime_tests.speedup import FEWEST_ROUNDS, speedup
 
 WARM_UP = 5
 FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -67,7 +67,7 @@ def bench(
     shape = _common_shape(files, batches)
     works = {role: work(path, (batches[0], *shape)) for role, path in files.items()}
     latencies: dict[str, list[dict[str, Any]]] = {role: [] for role in files}
-    speedup: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for batch in batches:
         with ExitStack() as stack:
             runners = [stack.enter_context(open_runner(backend, path, threads, batch)) for path in files.values()]
@@ -76,8 +76,8 @@ def bench(
         for role, own, own_cpu in zip(files, wall, cpu, strict=True):
             latencies[role].append(asdict(_latency(batch, own, own_cpu if threads == 1 else None)))
         if baseline:
-            by_cpu = asdict(compare(cpu[1], cpu[0])) if threads == 1 else None
-            speedup.append({"batch": batch, **asdict(compare(wall[1], wall[0])), "cpu_time": by_cpu})
+            by_cpu = asdict(speedup(cpu[1], cpu[0])) if threads == 1 else None
+            rows.append({"batch": batch, **asdict(speedup(wall[1], wall[0])), "cpu_time": by_cpu})
     result: dict[str, Any] = {"schema": "ofq-deploy/bench/1", "backend": backend, "threads": threads or "one per core"}
     result["conditions"] = _conditions(how, threads)
     for role, path in files.items():
@@ -93,8 +93,8 @@ def bench(
     result["arithmetic"] = own | {"peak_macs_per_s": peak, "peak_kernels": peak and PEAK_KERNELS}
     if baseline:
         result["arithmetic"]["baseline"] = others[0]
-        result["speedup"] = speedup
-    return result | {"verdict": verdict(speedup)}
+        result["speedup"] = rows
+    return result | {"verdict": verdict(rows)}
 
 
 @contextmanager
@@ -123,12 +123,12 @@ def available_cpus() -> list[int] | None:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def verdict(speedup: list[dict[str, Any]]) -> str:
-    """What the rows of `speedup` allow to be said, in one sentence."""
-    if not speedup:
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """What the rows of "speedup" allow to be said, in one sentence."""
+    if not rows:
         return "no speed-up is claimed, because nothing was measured beside the model; pass --baseline"
-    parts = [f"batch {row['batch']}: {_conclusion(row)}" for row in speedup]
-    return "; ".join(parts if all(row["conclusive"] for row in speedup) else [*parts, ADVICE])
+    parts = [f"batch {row['batch']}: {_conclusion(row)}" for row in rows]
+    return "; ".join(parts if all(row["conclusive"] for row in rows) else [*parts, ADVICE])
 
 
 def image_shape(path: Path, role: str = "model", batches: tuple[int, ...] = ()) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ SAME = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Speedup:
     """How many times as fast as the baseline, over some rounds.
 
     interval:   of 95 % confidence, (low, high)
@@ -32,7 +32,7 @@ class Comparison:
     difference: Literal["faster", "slower", "none"]
 
 
-def compare(baseline: NDArray[np.float64], own: NDArray[np.float64]) -> Comparison:
+def speedup(baseline: NDArray[np.float64], own: NDArray[np.float64]) -> Speedup:
     """Median time of the baseline / median time of the model; both [rounds], those of one round side by side.
 
     A difference is called when the whole interval lies beyond 2 % of 1.
@@ -47,7 +47,7 @@ def compare(baseline: NDArray[np.float64], own: NDArray[np.float64]) -> Comparis
         difference = "faster"
     elif high < 1 / (1 + SAME):
         difference = "slower"
-    return Comparison(len(own), ratio, (low, high), noise, conclusive, difference)
+    return Speedup(len(own), ratio, (low, high), noise, conclusive, difference)
 
 
 def _resampled(baseline: NDArray[np.float64], own: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PRODUCTS = INTEGER_PRODUCTS | FLOAT_PRODUCTS | {"ConvTranspose", "Attention", "MultiHeadAttention", "QAttention"}
 UNCOUNTED = {"Einsum", "GroupQueryAttention", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"}
-LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Identity"}
+LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Identity", "Cast"}
 ROW_SUMS = ".row_sum.total"  # written as products with ones
 EDGES = ("patch_embed", "head")
 EDGE_BITS = 8
@@ -82,7 +82,7 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     nodes = [node for node in model.graph.node if node.op_type in PRODUCTS and node.output[0] not in static]
     nodes = [node for node in nodes if not node.output[0].endswith(ROW_SUMS)]
     values = {name for node in nodes for name in (*operands(node), node.output[0])}
-    origins = {name: _before_dequantize(name, producers) for name in values}
+    origins = {name: _codes_of(name, producers) for name in values}
     shapes, types = _inferred(model, sorted(values | set(origins.values())), shape, path)
 
     def bits(node: "onnx.NodeProto", name: str) -> int:
@@ -166,13 +166,12 @@ def _macs(node: "onnx.NodeProto", left: tuple[int, ...], right: tuple[int, ...],
     return prod(out) * left[-2 if is_transposed else -1]
 
 
-def _before_dequantize(name: str, producers: dict[str, "onnx.NodeProto"]) -> str:
-    """The codes that a float operand was made from, behind layout changes; or the operand itself."""
-    value = name
-    while value in producers and producers[value].op_type in LAYOUT:
-        value = producers[value].input[0]
-    if value in producers and producers[value].op_type == "DequantizeLinear":
-        return producers[value].input[0]
+def _codes_of(name: str, producers: dict[str, "onnx.NodeProto"]) -> str:
+    """What an operand was before it was dequantized, cast or laid out for its product."""
+    while name in producers and producers[name].op_type in LAYOUT:
+        name = producers[name].input[0]
+    if name in producers and producers[name].op_type == "DequantizeLinear":
+        return producers[name].input[0]
     return name
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
 INTEGERS = {"i8", "u8"}
 ORIGIN = "originalLayersNames"
+PREAMBLE = ("Exception from", "Check", "FrontEnd API failed", "Model wasn't fully converted")  # lines of its messages
 
 
 def compile_model(
@@ -51,9 +52,9 @@ def compile_model(
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
         if isinstance(model, Path):
             compile_model(read_model(model), threads, batch, model)  # fails again, with the long names of the nodes
-        lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
+        lines = [line for line in str(error).splitlines() if line and not line.startswith(PREAMBLE)]
         named = model if isinstance(model, Path) else where or "the model"
-        raise OnnxFileError(f"{named} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
+        raise OnnxFileError(f"{named} does not load in OpenVINO: {' '.join(lines)[:300]}") from error
 
 
 def _fixed(shape: Any, batch: int) -> list[int]:

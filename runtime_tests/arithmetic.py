@@ -93,17 +93,16 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
             return EDGE_BITS
         return int(trained["weight_bits" if name in static else "act_bits"])
 
-    macs = {"integer": 0, "float": 0}
-    bit_operations = 0
+    macs, integer_macs, bit_operations = 0, 0, 0
     for node in nodes:
         left, right = operands(node)
-        count = _macs(node, shapes[left], shapes[right], shapes[node.output[0]])
-        is_integer = max(types[origins[left]], types[origins[right]]) <= WIDEST_CODES
-        macs["integer" if is_integer else "float"] += count
+        count = _macs(node, shapes[left], shapes[right], shapes[node.output[0]]) // shape[0]
+        macs += count
         bit_operations += count * bits(node, left) * bits(node, right)
+        if max(types[origins[left]], types[origins[right]]) <= WIDEST_CODES:
+            integer_macs += count
     uncounted = sorted({node.op_type for node in model.graph.node} & UNCOUNTED)
-    batch = shape[0]
-    return Work(macs["integer"] // batch, macs["float"] // batch, bit_operations // batch, tuple(uncounted))
+    return Work(integer_macs, macs - integer_macs, bit_operations, tuple(uncounted))
 
 
 def peak_macs_per_s(threads: int) -> dict[str, float]:

@@ -72,7 +72,8 @@ class OrtRunner(Runner):
         )
         settings = {"threads": threads or "one per core", "optimized": optimize}
         settings["spinning"] = threads != 1  # its default: idle workers wait in a loop, where there are any
-        self._metadata = Metadata("ort-cpu", runtime_name("onnxruntime"), "cpu", settings, inputs, outputs)
+        backend = "ort-cpu" if optimize else "ort-cpu:plain"
+        self._metadata = Metadata(backend, runtime_name("onnxruntime"), "cpu", settings, inputs, outputs)
 
     @property
     def metadata(self) -> Metadata:

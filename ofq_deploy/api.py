@@ -301,10 +301,6 @@ def bench(
 
             baseline = Path(folder) / "fp32.onnx"
             write_checked(_build(run, "fp32", None), baseline)
-        elif baseline is not None:
-            from ofq_deploy.runtime_tests.model_file import read_model
-
-            read_model(baseline)
         threads = threads or len(cpus)
         result = measure(path, baseline, tuple(batches), threads, seconds, report or Reporter(), backend)
         if profile:

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ofq_deploy.runtime_tests.runners import executed_operators, open_runner
 from ofq_deploy.runtime_tests.speedup import FEWEST_ROUNDS, speedup
 
 WARM_UP = 5
+FEWEST = 3  # rounds of each half
 FLOAT = 1  # onnx.TensorProto.FLOAT
 SAMPLES = 500
 REST_S = 0.005  # before each call on several threads: those of the call before stop spinning
@@ -69,10 +71,10 @@ def bench(
     latencies: dict[str, list[dict[str, Any]]] = {role: [] for role in files}
     rows: list[dict[str, Any]] = []
     for batch in batches:
-        with ExitStack() as stack:
-            runners = [stack.enter_context(open_runner(backend, path, threads, batch)) for path in files.values()]
-            how = runners[0].metadata
-            wall, cpu = _interleaved(runners, (batch, *shape), seconds, threads, report)
+        openers: list[Callable[[], Runner]] = [
+            partial(open_runner, backend, path, threads, batch) for path in files.values()
+        ]
+        wall, cpu, how = _interleaved(openers, (batch, *shape), seconds, threads, report)
         for role, own, own_cpu in zip(files, wall, cpu, strict=True):
             latencies[role].append(asdict(_latency(batch, own, own_cpu if threads == 1 else None)))
         if baseline:
@@ -157,34 +159,38 @@ def _common_shape(files: dict[str, Path], batches: tuple[int, ...]) -> tuple[int
 
 
 def _interleaved(
-    runners: list[Runner], shape: tuple[int, ...], seconds: float, threads: int, report: Reporter
-) -> tuple[Times, Times]:
-    """Wall and CPU milliseconds, [runners, rounds] each.
+    openers: list[Callable[[], Runner]], shape: tuple[int, ...], seconds: float, threads: int, report: Reporter
+) -> tuple[Times, Times, Metadata]:
+    """Wall and CPU milliseconds, [runners, rounds] each, and how the first runner computes.
 
     One call of each runner per round, so that whatever else the machine does hits all of them; in a new random
-    order, so that none always follows the same one.
+    order, so that none always follows the same one. Each half of the time has runners of its own, opened in this and
+    in the other order: whichever is opened first is up to 5 % slower while other programs contend for the caches.
     """
     generator = np.random.default_rng(0)
     images = generator.standard_normal(shape, dtype=np.float32)
-    times: list[list[tuple[float, float]]] = [[] for _ in runners]
-    for runner in runners:
-        for _ in range(WARM_UP):
-            logits(runner, images)
-    start_all = time.perf_counter()
+    indices = range(len(openers))
+    times: list[list[tuple[float, float]]] = [[] for _ in indices]
     with report.task(f"bench, batch {shape[0]}", max(1, round(seconds))) as advance:
-        done = 0
-        while (elapsed := time.perf_counter() - start_all) < seconds or len(times[0]) < WARM_UP:
-            if elapsed >= done + 1:
-                done += 1
-                advance()
-            for index in generator.permutation(len(runners)):
-                if threads != 1:
-                    time.sleep(REST_S)
-                cpu, wall = time.process_time(), time.perf_counter()
-                logits(runners[index], images)
-                times[index].append((time.perf_counter() - wall, time.process_time() - cpu))
+        for half, order in enumerate((indices, reversed(indices))):
+            with ExitStack() as stack:
+                runners = {index: stack.enter_context(openers[index]()) for index in order}
+                how = runners[0].metadata
+                for index in WARM_UP * [*indices]:
+                    logits(runners[index], images)
+                start, elapsed, rounds = time.perf_counter(), 0.0, 0
+                while elapsed < seconds / 2 or rounds < FEWEST:
+                    for index in generator.permutation(len(openers)):
+                        if threads != 1:
+                            time.sleep(REST_S)
+                        cpu, wall = time.process_time(), time.perf_counter()
+                        logits(runners[index], images)
+                        times[index].append((time.perf_counter() - wall, time.process_time() - cpu))
+                    before, elapsed, rounds = elapsed, time.perf_counter() - start, rounds + 1
+                    if int(half * seconds / 2 + elapsed) > int(half * seconds / 2 + before):
+                        advance()
     wall_ms, cpu_ms = np.moveaxis(1000 * np.array(times), -1, 0)
-    return wall_ms, cpu_ms
+    return wall_ms, cpu_ms, how
 
 
 def _latency(batch: int, wall: Times, cpu: Times | None) -> Latency:

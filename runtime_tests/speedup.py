@@ -11,7 +11,7 @@ BLOCKS = 15
 FEWEST_ROUNDS = 20
 WIDEST = 0.1  # of an interval, relative to its ratio
 NOISIEST = 0.5
-# Two sessions of one file differ by up to 1 % for as long as they live: where their memory lies decides.
+# Two sessions of one file differ by 1 %, for as long as they live: where their memory lies decides.
 SAME = 0.02
 
 

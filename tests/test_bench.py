@@ -19,7 +19,9 @@ from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.frozen import Architecture, load_frozen
+from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests import bench, openvino, speedup
 from ofq_deploy.runtime_tests.arithmetic import Work, work
 from ofq_deploy.runtime_tests.speedup import Speedup
@@ -425,3 +427,44 @@ def test_speedup_rows_are_plain() -> None:
     found = speedup.speedup(np.linspace(1, 2, 50), np.linspace(1, 2, 50))
 
     assert found == Speedup(50, 1.0, (1.0, 1.0), found.noise, True, "none")
+
+
+# The order of calls.
+
+
+class Recorder(Runner):
+    """A runner that notes when it is opened and called, and takes no time."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+        notes.append(f"open {name}")
+
+    @property
+    def metadata(self) -> Metadata:
+        return Metadata("none", "none", "cpu", {}, ("image",), ("logits",))
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        self.notes.append(self.name)
+        return {"logits": np.zeros((1, 1))}
+
+    def close(self) -> None:
+        self.notes.append(f"close {self.name}")
+
+
+def test_rounds_call_each_once_and_halves_open_in_both_orders() -> None:
+    notes: list[str] = []
+    openers = [lambda name=name: Recorder(name, notes) for name in "ab"]
+    wall, cpu, _ = bench._interleaved(openers, (1, 1, 2, 2), 0.02, 1, Reporter())
+    first = notes.index("close b")
+    halves = notes[: first + 2], notes[first + 2 :]
+    calls = [[note for note in half if len(note) == 1] for half in halves]
+    rounds = [
+        half[at : at + 2] for half in (own[2 * bench.WARM_UP :] for own in calls) for at in range(0, len(half), 2)
+    ]
+
+    assert [half[:2] + half[-2:] for half in halves] == [
+        ["open a", "open b", "close b", "close a"],
+        ["open b", "open a", "close a", "close b"],
+    ]
+    assert wall.shape == cpu.shape == (2, len(rounds))
+    assert {"".join(pair) for pair in rounds} == {"ab", "ba"}

@@ -37,7 +37,7 @@ __all__ = [
     "validate",
 ]
 
-TARGET_NAMES = ("portable", "ort-cpu", "openvino", "fp32")
+TARGET_NAMES = ("portable", "ort-cpu", "openvino", "tensorrt", "fp32")
 PROOF_IMAGES = 16
 
 

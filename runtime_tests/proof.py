@@ -290,12 +290,19 @@ def _tap_dtypes(path: Path) -> dict[str, np.dtype[Any]]:
 
 
 def _to_graph(frozen: Frozen, name: str, value: NDArray[Any], dtypes: dict[str, np.dtype[Any]]) -> NDArray[Any]:
-    """Codes as the graph carries them: uint8 is shifted by the zero point."""
+    """Codes as the graph carries them."""
     dtype = dtypes[_tap(name)]
-    offset = -frozen.quantizer(name).range[0] if dtype == np.uint8 else 0
+    offset = _offset(frozen, name, dtype)
     return np.ascontiguousarray(value + offset if offset else value, dtype=dtype)
 
 
 def _from_graph(frozen: Frozen, name: str, value: NDArray[Any]) -> NDArray[np.int16]:
-    offset = frozen.quantizer(name).range[0] if value.dtype == np.uint8 else 0
-    return value.astype(np.int16) + np.int16(offset)
+    return value.astype(np.int16) - np.int16(_offset(frozen, name, value.dtype))
+
+
+def _offset(frozen: Frozen, name: str, dtype: np.dtype[Any]) -> int:
+    """What is added to codes that the graph's type does not hold: signed ones in uint8, unsigned 8-bit ones in int8."""
+    if dtype == np.float32:
+        return 0
+    low, high = frozen.quantizer(name).range
+    return -low if dtype == np.uint8 else min(0, 127 - high)

@@ -17,8 +17,11 @@ CALLABLE_PACKAGES = {"train/__init__.py", "export/__init__.py"}  # they forward 
 API = {
     "api.py",
     "cli.py",
+    "comparison.py",
     "demo.py",
     "lookup.py",
+    "package.py",
+    "servable.py",
     "validation.py",
 }  # the only core modules that use sub-packages, inside function bodies
 
@@ -36,7 +39,8 @@ def imported(path: Path, top_level: bool = False) -> set[str]:
 
 
 def files(folder: str) -> list[Path]:
-    return sorted((ROOT / folder).rglob("*.py"))
+    """Modules; the templates are copied into packages and never imported."""
+    return sorted(path for path in (ROOT / folder).rglob("*.py") if path.parent.name != "templates")
 
 
 def within(name: str, package: str) -> bool:

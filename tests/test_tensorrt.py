@@ -148,8 +148,10 @@ def test_a_trained_model_is_proven(model: Path, tiny_run: Path) -> None:
 
 
 def test_inspect_says_that_weights_are_stored_as_bytes(model: Path) -> None:
-    layers = api.inspect(model)["layers"]
+    result = api.inspect(model)
+    layers = result["layers"]
 
+    assert "packed codes" not in result["bytes_by_kind"]
     assert {layer["bits_stored"] for layer in layers} == {8.0}
     assert {layer["bits_trained"] for layer in layers} == {4, 8}
 

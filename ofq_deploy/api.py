@@ -218,6 +218,10 @@ def validate(
     max_drop: float | None = None,
     images: int = PROOF_IMAGES,
     golden: Path | None = None,
+    reference: Path | None = None,
+    classes: Path | None = None,
+    preprocessing: Path | None = None,
+    tolerance: float | None = None,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Prove a model against the training that it came from, and measure its accuracy.
@@ -228,6 +232,11 @@ def validate(
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code
+    classes:  a file that names the model's classes as the data does; see ofq_deploy.classes.read_classes
+
+    reference: instead, the float ONNX model that `subject`, a model from elsewhere, was quantized from
+    preprocessing: a JSON file, for a model from elsewhere; see ofq_deploy.images.read_preprocessing
+    tolerance: error of a tensor of such a model that is a fault, as a share of the reference's RMS
 
     Returns a JSON table with "passed" and "faults".
     """
@@ -235,10 +244,24 @@ def validate(
 
     report = report or Reporter()
     if golden is not None:
-        if data is not None or max_drop is not None or run is not None:
+        if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
         return validate_golden(subject, Path(golden), report)
-    return validate_model(subject, run, data, max_drop, images, backend, report)
+    for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
+        if value is not None and not value >= 0:  # as nothing exceeds a NaN
+            raise DataError(f"{option} is {value:g}; expected a number from 0")
+    names = Path(classes) if classes else None
+    if reference is not None:
+        from ofq_deploy.foreign import validate_foreign
+
+        if run is not None:
+            raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
+        how = Path(preprocessing) if preprocessing else None
+        files = model_path(subject), Path(reference)
+        return validate_foreign(*files, data, names, how, max_drop, tolerance, images, backend, report)
+    if preprocessing is not None or tolerance is not None:
+        raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
+    return validate_model(subject, run, data, names, max_drop, images, backend, report)
 
 
 def parity(
@@ -276,47 +299,44 @@ def bench(
     seconds: float = 3.0,
     baseline: Path | None = None,
     profile: bool = False,
+    affinity: Iterable[int] = (),
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Measure a model (default: the newest of the newest run), interleaved with a baseline.
 
+    model:    any ONNX file that takes images
     baseline: an ONNX file; by default the float model of the run that the model came from
     profile:  add the time of every operator, by kind and by role (ort-cpu)
+    affinity: numbers of the CPUs to stay on; threads = 0 then means one for each of them
 
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
     """
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
-    from ofq_deploy.runtime_tests.bench import image_shape
+    from ofq_deploy.runtime_tests.bench import image_shape, pinned
     from ofq_deploy.runtime_tests.runners import check_backend
 
     check_backend(backend)
     if profile and backend != "ort-cpu":
         raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
-    found = find(model)
-
-    with tempfile.TemporaryDirectory() as folder:
-        own = baseline is None and found.run is not None
-        if own:
+    path, cpus = model_path(model), tuple(affinity)
+    run = _run_of(path) if baseline is None else None
+    with tempfile.TemporaryDirectory() as folder, pinned(cpus):
+        if run is not None:
             from ofq_deploy.export.write import write_checked
 
-            assert found.run is not None
             baseline = Path(folder) / "fp32.onnx"
-            write_checked(_build(found.run, "fp32", None), baseline)
-        elif baseline is not None:
-            from ofq_deploy.runtime_tests.model_file import read_model
-
-            read_model(baseline)
-        arguments = tuple(batches), threads, seconds, report or Reporter(), backend
-        result = measure(found.model.path, baseline, *arguments)
+            write_checked(_build(run, "fp32", None), baseline)
+        threads = threads or len(cpus)
+        result = measure(path, baseline, tuple(batches), threads, seconds, report or Reporter(), backend)
         if profile:
             from ofq_deploy.runtime_tests.profile import profile as measure_operators
 
-            for role, path in (("model", found.model.path), ("baseline", baseline)):
-                if path is not None:
-                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(path))
-                    result[role]["profile"] = asdict(measure_operators(path, threads, shape))
-        if own:
+            for role, file in (("model", path), ("baseline", baseline)):
+                if file is not None:
+                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(file))
+                    result[role]["profile"] = asdict(measure_operators(file, threads, shape))
+        if run is not None:
             result["baseline"]["path"] = "the run's float model"
     return result | {"environment": environment()}
 
@@ -488,6 +508,14 @@ def _build(source: Run, target: str, opset: int | None) -> Any:
     from ofq_deploy.export.targets import TARGETS
 
     return build(frozen, TARGETS[target], opset, sha256(file))
+
+
+def _run_of(model: Path) -> Run | None:
+    """The run that a model was exported from; None when it is not found, and for models from elsewhere."""
+    try:
+        return find(model).run
+    except OnnxFileError:
+        return None
 
 
 def _device(name: str) -> str:

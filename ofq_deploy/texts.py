@@ -4,11 +4,13 @@ import sys
 from typing import Any
 
 SHOWN = 16  # rows of a profile
+NAMED = 5  # nodes in a warning
 
 
 def validation_text(result: dict[str, Any]) -> str:
     """What `validate` found, a line each."""
     lines = [f"{result['model']} ({result['target']}) on {result['test_images']} test images of {result['data']}"]
+    lines.append(f"input: {_input(result)}")
     weights = result["weights"]
     lines.append(f"weights: {weights['codes_differing']} of {weights['codes_compared']:,} stored codes differ")
     for proof in result["operators"]:
@@ -49,6 +51,56 @@ def validation_text(result: dict[str, Any]) -> str:
     )
     lines.append(f"PROVEN: the model computes what {reference}" if result["passed"] else "NOT PROVEN")
     return "\n".join(lines)
+
+
+def foreign_text(result: dict[str, Any]) -> str:
+    """What `validate --reference` found, a line each."""
+    lines = [
+        f"{result['model']} beside {result['reference']} on {result['test_images']} images of {result['data']}, "
+        f"{result['backend']}",
+        f"input, {result['preprocessing_from']}: {_input(result)}",
+    ]
+    for name, key in (("model", "accuracy"), ("reference", "accuracy_reference")):
+        table = result[key]
+        shares = [
+            "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(
+                top, table[top_key], *table[f"{top_key}_interval"]
+            )
+            for top, top_key in (("top-1", "top1"), ("top-5", "top5"))
+            if top_key in table
+        ]
+        lines.append(", ".join([f"{name}: {table['images_per_s']:.0f} images/s", *shares]))
+    pair = result["against_float"]
+    lines.append(f"same prediction: {pair['agreement']:.2f} %")
+    if "mcnemar_p" in pair:
+        lines[-1] += (
+            f"; alone right: the model on {pair['only_model_right']} images, the reference on "
+            f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
+        )
+    executed, lint = result["executed"], result["lint"]
+    lines.append(f"products: {executed['integer']} in integers, {executed['float']} in float")
+    if lint is not None:
+        lines[-1] += f"; lint for {lint['target']}: {lint['findings']} findings"
+    for entry in result["half_quantized"]:
+        lines.append(f"warning: {entry['node']} multiplies codes by floats; {entry['tensor']} is not quantized")
+    worst = result["worst_tensor"]
+    lines.append(
+        f"tensors: {len(result['tensors'])} compared on {result['images_compared']} images, each operator on the "
+        f"reference's inputs; worst {worst['name']}: off by {worst['error']:.3g}, the gain of a channel by "
+        f"{worst['gain_error']:.3g}, allowed {result['tolerance']:g}"
+    )
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    lines.append("PASSED: " + result["verdict"] if result["passed"] else "FAILED")
+    return "\n".join(lines)
+
+
+def _input(result: dict[str, Any]) -> str:
+    """The preprocessing, and what it made of the first batch."""
+    how = result["preprocessing"]
+    return (
+        f"{how['resize']} {how['interpolation']}, crop {how['size']}, {len(how['mean'])} channels; first batch sha256 "
+        f"{result['first_batch_sha256'][:16]}"
+    )
 
 
 def check_text(result: dict[str, Any]) -> str:
@@ -121,9 +173,13 @@ def bench_text(result: dict[str, Any]) -> str:
             f"peak +{entry['peak_mb']:.1f} MB; products: {run['integer']} in integers, {run['float']} in float, "
             f"{run['small']} small per-key ones"
         )
+        if run["integer"] and run["float"]:
+            named = ", ".join(run["float_nodes"][:NAMED]) + (", ..." if run["float"] > NAMED else "")
+            lines.append(f"  warning: {run['float']} products of a quantized model run in float: {named}")
         lines += [
             f"  batch {row['batch']}: p50 {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}, "
             f"{row['images_per_s']:.0f} images/s ({row['calls']} calls)"
+            + (f", CPU time p50 {row['cpu_p50']:.3f} ms" if row["cpu_p50"] is not None else "")
             for row in entry["latency_ms"]
         ]
     for role in ("model", "baseline"):
@@ -133,11 +189,32 @@ def bench_text(result: dict[str, Any]) -> str:
                 f"  {row['name']:48} {row['nodes']:4} nodes {row['ms']:8.3f} ms {100 * row['share']:5.1f} %"
                 for row in shares[:SHOWN]
             ]
-    for row in result.get("speedup", []):
+    return "\n".join([*lines, *_arithmetic_lines(result["arithmetic"]), _conditions_line(result), result["verdict"]])
+
+
+def _arithmetic_lines(done: dict[str, Any]) -> list[str]:
+    """What the model multiplies, and how far it is from what the CPU could."""
+    line = f"arithmetic: {done['macs'] / 1e6:,.1f} M multiply-accumulates, {done['bit_operations'] / 1e9:,.2f} G bit operations"
+    if base := done.get("baseline"):
+        line += f" (baseline: {base['macs'] / 1e6:,.1f} M, {base['bit_operations'] / 1e9:,.2f} G)"
+    lines = [line + "".join(f"; {operator} is not counted" for operator in done["uncounted"])]
+    if done["distance"] is not None:
+        peak = done["peak_macs_per_s"]
         lines.append(
-            f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)"
+            f"  p50 is {done['distance']:.1f} times the {done['floor_ms']:.3f} ms that these would take at the rates of "
+            f"ONNX Runtime's best kernels here ({peak['int8'] / 1e9:.0f} G/s in int8, {peak['float32'] / 1e9:.0f} G/s in float32)"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def _conditions_line(result: dict[str, Any]) -> str:
+    how = result["conditions"]
+    cpus = "unknown" if how["affinity"] is None else ", ".join(map(str, how["affinity"]))
+    spinning = " (idle ones spin)" if how["spinning"] else ""
+    return (
+        f"conditions: {how['runtime']} on {how['device']}, threads: {how['threads']}{spinning}, CPUs: {cpus}; "
+        "one call of each model per round, in random order"
+    )
 
 
 def print_layers(result: dict[str, Any]) -> None:

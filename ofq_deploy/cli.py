@@ -453,7 +453,7 @@ def check(
 ) -> None:
     """Build a TensorRT engine, and list every quantized product that it would not compute in int8; exit 3 if there is any.
 
-    TensorRT-RTX builds without a GPU. The engine is thrown away: it would run only on the kind of GPU it was built for.
+    TensorRT-RTX builds without a GPU. The engine is thrown away: it belongs to a version and to kinds of GPU.
 
     Example: ofq-deploy check model.tensorrt.onnx --target tensorrt
     """

@@ -23,6 +23,7 @@ from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests import tensorrt_build
+from ofq_deploy.runtime_tests.lint import lint
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
 from ofq_deploy.runtime_tests.tensorrt_check import Check, check
@@ -79,6 +80,7 @@ def test_every_quantized_product_is_int8_and_every_code_is_proven(
     small = {f"blocks.{block}.attn.scores.{role}" for block in range(BLOCKS) for role in small_products(frozen)}
     assert set(result.small) == small
     assert (result.float_gemms, result.dequantizing_gemms) == (len(small), 0)
+    assert lint(path, "tensorrt") == []
     assert prove(path, frozen) == []
 
 

@@ -1,0 +1,147 @@
+"""Timing candidates in turn, round by round, so that whatever else the machine does hits all of them.
+
+A sample is the mean of a few calls. A ratio is taken within one round and its interval over the rounds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ofq_deploy.progress import Reporter
+
+Call = Callable[[int], None]  # does the work once; the number of the call picks its input
+Timer = Callable[[Call, int, int], list[float]]  # call, samples, calls of a sample -> milliseconds of one call
+Clock = Callable[[], int | None]  # MHz, where it can be read
+
+SAMPLES_KEPT = 500
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How long to measure. Every candidate warms up for both times; rounds go on until both numbers are reached.
+
+    moved: relative change of the clock that makes a round worthless
+    """
+
+    warm_up_calls: int = 50
+    warm_up_seconds: float = 1.0
+    rounds: int = 10
+    seconds: float = 0.0
+    samples: int = 10
+    calls: int = 10
+    moved: float = 0.03
+
+
+@dataclass(slots=True)
+class Measured:
+    """Samples of every candidate by round, milliseconds; the clock before the first round and after each.
+
+    discarded: rounds in which the clock moved
+    """
+
+    rounds: dict[str, list[list[float]]]
+    clock: list[int | None] = field(default_factory=list)
+    discarded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds per call at one batch size; every sample is the mean of a few calls."""
+
+    batch: int
+    calls: int
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    images_per_s: float
+    samples: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """The baseline's time over the model's at one batch size.
+
+    ratio_of_medians: median over the rounds
+    interval:         95 %, by resampling the rounds
+    conclusive:       the interval leaves out 1
+    noise:            interquartile range of the baseline's samples over their median
+    """
+
+    batch: int
+    ratio_of_medians: float
+    interval: tuple[float, float]
+    conclusive: bool
+    noise: float
+
+
+def measure(
+    candidates: dict[str, Call], timer: Timer, clock: Clock, protocol: Protocol, report: Reporter, title: str
+) -> Measured:
+    """Time the candidates in turn, first another one in each round.
+
+    Rounds in which the clock moved are left out, unless none would remain.
+    """
+    for call in candidates.values():
+        _warm_up(call, timer, protocol)
+    found, steady, names = Measured({name: [] for name in candidates}, [clock()]), [], list(candidates)
+    start = time.perf_counter()
+    with report.task(title, protocol.rounds) as advance:
+        while len(steady) < protocol.rounds or time.perf_counter() - start < protocol.seconds:
+            first = len(steady) % len(names)
+            for name in names[first:] + names[:first]:
+                found.rounds[name].append(timer(candidates[name], protocol.samples, protocol.calls))
+            found.clock.append(clock())
+            steady.append(not _moved(*found.clock[-2:], protocol.moved))
+            if len(steady) <= protocol.rounds:
+                advance()
+    if any(steady):
+        found.discarded = steady.count(False)
+        for name, rounds in found.rounds.items():
+            found.rounds[name] = [samples for samples, kept in zip(rounds, steady, strict=True) if kept]
+    return found
+
+
+def latency(batch: int, rounds: list[list[float]], protocol: Protocol) -> Latency:
+    """Quantiles of all samples."""
+    samples = np.concatenate(rounds)
+    p10, p50, p90, p99 = (float(value) for value in np.percentile(samples, [10, 50, 90, 99]))
+    kept = samples[np.linspace(0, samples.size - 1, min(samples.size, SAMPLES_KEPT)).round().astype(int)]
+    calls = samples.size * protocol.calls
+    return Latency(batch, calls, p10, p50, p90, p99, 1000 * batch / p50, [float(value) for value in kept])
+
+
+def speedup(batch: int, baseline: list[list[float]], model: list[list[float]]) -> Speedup:
+    """How much faster the model is than the baseline that was timed in the same rounds."""
+    pairs = zip(baseline, model, strict=True)
+    ratios = np.asarray([np.median(theirs) / np.median(ours) for theirs, ours in pairs])
+    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, ratios.size))
+    low, high = (float(value) for value in np.percentile(np.median(drawn, axis=1), [2.5, 97.5]))
+    lower, middle, upper = np.percentile(np.concatenate(baseline), [25, 50, 75])
+    noise = float((upper - lower) / middle)
+    return Speedup(batch, float(np.median(ratios)), (low, high), not low <= 1 <= high, noise)
+
+
+def wall_timer(call: Call, samples: int, calls: int) -> list[float]:
+    """By the processor's clock, for work that is done when the call returns."""
+    found = []
+    for sample in range(samples):
+        start = time.perf_counter()
+        for number in range(calls):
+            call(sample * calls + number)
+        found.append(1000 * (time.perf_counter() - start) / calls)
+    return found
+
+
+def _warm_up(call: Call, timer: Timer, protocol: Protocol) -> None:
+    start, done = time.perf_counter(), 0
+    while done < protocol.warm_up_calls or time.perf_counter() - start < protocol.warm_up_seconds:
+        timer(call, 1, protocol.calls)
+        done += protocol.calls
+
+
+def _moved(before: int | None, after: int | None, limit: float) -> bool:
+    return bool(before and after and abs(after - before) > limit * before)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Limits = tuple[int, int]
 Product = Callable[..., "torch.Tensor"]  # with the signature of `product`
-INT8 = np.iinfo(np.int8)
+INT8 = (-128, 127)
 
 
 def product(
@@ -25,7 +25,7 @@ def product(
     row: "torch.Tensor | None" = None,
     bias: "torch.Tensor | None" = None,
     step: "torch.Tensor | None" = None,
-    limits: Limits = (-128, 127),
+    limits: Limits = INT8,
 ) -> "torch.Tensor":
     """(a @ b^T) * column * row [+ bias] as float32 [images, heads, m, n]; with a `step` clip(round(it / step)) as int8.
 
@@ -65,7 +65,7 @@ def check_int8(frozen: Frozen) -> None:
     wide += [
         name
         for name in frozen.quantizers
-        if name.startswith("blocks.") and frozen.quantizer(name).range[1] > INT8.max
+        if name.startswith("blocks.") and frozen.quantizer(name).range[1] > INT8[1]
     ]
     if wide:
         raise UnsupportedByTarget(
@@ -89,7 +89,12 @@ class Block:
         for key in frozen.linears:
             if key.startswith(prefix):
                 self.arrays[f"{key}.weight.codes"] = self._tensor(frozen.linear(key).integers.astype(np.int8))
-        self.steps = {key: self._steps(frozen.quantizer(key)) for key in frozen.quantizers if key.startswith(prefix)}
+        self.limits, self.steps, self.coded_steps = {}, {}, {}
+        for key in frozen.quantizers:
+            if key.startswith(prefix):
+                quantizer = frozen.quantizer(key)
+                self.limits[key], self.steps[key] = quantizer.range, self._steps(quantizer)
+                self.coded_steps[key] = self._coded_steps(quantizer)
 
     def __call__(self, x: "torch.Tensor") -> "torch.Tensor":
         import torch
@@ -151,15 +156,8 @@ class Block:
         self, codes: "torch.Tensor", name: str, source: str, coded: bool = False, heads: int = 1
     ) -> "torch.Tensor":
         """[images, tokens, out], or [heads, images * tokens, out] of the layer cut into `heads`; int8 when `coded`."""
-        row, bias, step, limits = self.steps[source], self.arrays.get(f"{name}.bias"), None, (INT8.min, INT8.max)
+        row, bias = self.steps[source], self.arrays.get(f"{name}.bias")
         weight, column = self.arrays[f"{name}.weight.codes"], self.arrays[f"{name}.scale"]
-        if coded:
-            quantizer, step = self.frozen.quantizer(name), self.steps[name]
-            limits = quantizer.range
-            if quantizer.folded:
-                step = column.new_ones(1, 1, 1)
-            else:
-                step = step.t()[:, None].expand(-1, self.images, -1).reshape(heads, -1, 1)
         flat = codes.reshape(1, 1, self.images * self.a.tokens, -1)
         out = self.multiply(
             flat,
@@ -167,15 +165,15 @@ class Block:
             column.view(heads, -1),
             None if row.numel() == 1 else row.view(-1).repeat(self.images),
             None if bias is None else bias.view(heads, -1),
-            step,
-            limits,
+            self.coded_steps[name] if coded else None,
+            self.limits[name] if coded else INT8,
         )
         if coded and self.taps is not None:
             self.tap(name, out[0].view(heads, self.images, self.a.tokens, -1).permute(1, 2, 0, 3).flatten(2))
         return out[0] if heads > 1 else out.view(self.images, self.a.tokens, -1)
 
     def quantize(self, x: "torch.Tensor", name: str) -> "torch.Tensor":
-        return self.tap(name, codes_of(x, self.steps[name], self.frozen.quantizer(name).range))
+        return self.tap(name, codes_of(x, self.steps[name], self.limits[name]))
 
     def tap(self, name: str, codes: "torch.Tensor") -> "torch.Tensor":
         if self.taps is not None:
@@ -203,6 +201,11 @@ class Block:
             step = step[None] if step.size == self.a.dim and quantizer.folded else step[:, None]
         return self._tensor(step)
 
+    def _coded_steps(self, quantizer: Quantizer) -> "torch.Tensor":
+        """[1, 1, 1], or [1 or heads, images * tokens, 1]: what the linear layer before it divides by."""
+        step = np.ones((1, 1), np.float32) if quantizer.folded else quantizer.step.reshape(len(quantizer.step), -1)
+        return self._tensor(np.tile(step.T, (1, 1 if quantizer.folded else self.images))[:, :, None])
+
     def _tensor(self, array: NDArray[Any]) -> "torch.Tensor":
         import torch
 
@@ -224,4 +227,4 @@ def check_block(block: Block, x: "torch.Tensor") -> tuple[parity.CodeParity, ...
 
 
 def _leaves_int8(integers: NDArray[np.integer]) -> bool:
-    return bool(integers.min() < INT8.min or integers.max() > INT8.max)
+    return bool(integers.min() < INT8[0] or integers.max() > INT8[1])

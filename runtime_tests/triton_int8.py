@@ -64,18 +64,20 @@ CONFIGS = [
 _tuned = triton.autotune(CONFIGS, key=["M", "N", "K", "HEADS"])(_product)
 
 
-def product(
+@torch.library.custom_op("ofq_deploy::int8_product", mutates_args=())
+def _launch(
     a: torch.Tensor,
     b: torch.Tensor,
     column: torch.Tensor,
-    row: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    step: torch.Tensor | None = None,
-    limits: tuple[int, int] = (-128, 127),
+    row: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    step: torch.Tensor | None,
+    low: int,
+    high: int,
 ) -> torch.Tensor:
-    """The product of ofq_deploy.runtime_tests.int8_block.product; fastest where k is contiguous in both operands."""
-    images, heads, (m, k), n = a.shape[0], max(a.shape[1], b.shape[1]), a.shape[2:], b.shape[2]
-    out = torch.empty((images, heads, m, n), dtype=torch.float32 if step is None else torch.int8, device=a.device)
+    out = _empty(a, b, step)
+    images, heads, m, n = out.shape
+    k = a.shape[3]
     a, b = a.expand(images, heads, m, k), b.expand(images, heads, n, k)
     columns, rows = column.expand(heads, n), column if row is None else row.expand(m)
     biases = columns if bias is None else bias.expand(heads, n)
@@ -85,7 +87,7 @@ def product(
         m, n, k, heads,
         *a.stride(), *b.stride(), *out.stride(),
         *columns.stride(), rows.stride(-1), *biases.stride(), *steps.stride(),
-        float(limits[0]), float(limits[1]),
+        float(low), float(high),
     )  # fmt: skip
     options: dict[str, Any] = {
         "HAS_ROW": row is not None,
@@ -102,3 +104,35 @@ def product(
     else:  # Triton's interpreter, which tests use
         _product[grid](*arguments, **options, BLOCK_M=32, BLOCK_N=32, BLOCK_K=32)
     return out
+
+
+@_launch.register_fake
+def _(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    column: torch.Tensor,
+    row: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    step: torch.Tensor | None,
+    low: int,
+    high: int,
+) -> torch.Tensor:
+    return _empty(a, b, step)
+
+
+def _empty(a: torch.Tensor, b: torch.Tensor, step: torch.Tensor | None) -> torch.Tensor:
+    size = (a.shape[0], max(a.shape[1], b.shape[1]), a.shape[2], b.shape[2])
+    return torch.empty(size, dtype=torch.float32 if step is None else torch.int8, device=a.device)
+
+
+def product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    column: torch.Tensor,
+    row: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    step: torch.Tensor | None = None,
+    limits: tuple[int, int] = (-128, 127),
+) -> torch.Tensor:
+    """What ofq_deploy.runtime_tests.int8_block.product computes; fastest where k is contiguous in both operands."""
+    return _launch(a, b, column, row, bias, step, *limits)

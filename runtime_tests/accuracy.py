@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ofq_deploy.datasets import Split
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runtime_tests.runner import logits
+from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests.runners import open_runner
 
 TOP = 5

@@ -11,9 +11,9 @@ import numpy as np
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runner import Runner, logits
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.probe import probe
-from ofq_deploy.runtime_tests.runner import Runner, logits
 from ofq_deploy.runtime_tests.runners import executed_operators, open_runner
 
 WARM_UP = 5

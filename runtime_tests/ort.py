@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
 from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.runner import Arrays, Metadata, Runner, runtime_name
 
 if TYPE_CHECKING:
     import onnx

@@ -38,7 +38,7 @@ def probe(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> Co
 def _main(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
     import numpy as np
 
-    from ofq_deploy.runtime_tests.runner import logits
+    from ofq_deploy.runner import logits
     from ofq_deploy.runtime_tests.runners import open_runner
 
     import_module({"ort-cpu": "onnxruntime"}.get(backend, backend))  # its import is not the model's cost

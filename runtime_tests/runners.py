@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
+from ofq_deploy.runner import Runner
 from ofq_deploy.runtime_tests import executed, openvino, ort
 from ofq_deploy.runtime_tests.executed import Executed
-from ofq_deploy.runtime_tests.runner import Runner
 
 if TYPE_CHECKING:
     import onnx
@@ -35,6 +35,11 @@ def open_runner(
     if backend == "openvino":
         return openvino.OpenVinoRunner(model, threads, batch)
     return ort.OrtRunner(model, threads, optimize)
+
+
+def levels(backend: str) -> tuple[bool, ...]:
+    """The values of `optimize` that a backend can be opened with, the deployed one first."""
+    return (True, False) if backend == "ort-cpu" else (True,)
 
 
 def executed_operators(backend: str, path: Path) -> Executed:

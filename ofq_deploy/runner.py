@@ -8,6 +8,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+RUNTIME_TIE = 1e-4  # codes from a threshold: a runtime against the float64 oracle
+TORCH_TIE = 1e-3  # torch float32, which sums thousands of rounded products
+FORCED = "/forced"  # ends the name of an input that takes the place of a tap
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -20,6 +23,7 @@ class Metadata:
     device:   "cpu", or the name of the GPU
     settings: threads and whatever else changes speed or rounding
     inputs, outputs: the names that `infer` takes and gives
+    tie:      how close to a threshold, in codes, its arithmetic may round the other way than float64 does
     """
 
     backend: str
@@ -28,6 +32,7 @@ class Metadata:
     settings: dict[str, Any]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    tie: float = RUNTIME_TIE
 
 
 class Runner(Protocol):

@@ -32,6 +32,7 @@ __all__ = [
     "inspect",
     "lint",
     "load_frozen",
+    "parity",
     "predict",
     "train",
     "validate",
@@ -227,16 +228,40 @@ def validate(
 
     Returns a JSON table with "passed" and "faults".
     """
-    from ofq_deploy.runtime_tests.runners import check_backend
     from ofq_deploy.validation import validate_golden, validate_model
 
-    check_backend(backend)
     report = report or Reporter()
     if golden is not None:
         if data is not None or max_drop is not None or run is not None:
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
         return validate_golden(subject, Path(golden), report)
     return validate_model(subject, run, data, max_drop, images, backend, report)
+
+
+def parity(
+    subject: str | Path | None = None,
+    *,
+    leader: str = "torch",
+    follower: str = "ort-cpu",
+    run: Path | None = None,
+    data: str | None = None,
+    images: int = PROOF_IMAGES,
+    report: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compare two runners of one model, code by code.
+
+    subject: an ONNX model, or a run folder whose newest exported model is meant (default: the newest run)
+    leader, follower: "torch", "torch:float64", "torch:cuda", "oracle", or a runtime: "ort-cpu", "ort-cpu:plain" (without its
+             optimizer), "openvino", or "ort-cpu@PYTHON", the ONNX Runtime that another interpreter has
+    images:  how many test images
+
+    The leader runs freely; every operator of the follower is fed the leader's codes, and what comes out is compared.
+    Then both run freely: where an image's codes part, the first operator is named. The float64 oracle tells ties from
+    errors. Returns a JSON table with "passed" and "faults".
+    """
+    from ofq_deploy.comparison import compare_two
+
+    return compare_two(subject, leader, follower, run, data, images, report or Reporter())
 
 
 def bench(

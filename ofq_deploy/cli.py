@@ -250,6 +250,42 @@ def validate(
 
 
 @app.command()
+def parity(
+    subject: Subject = None,
+    leader: Annotated[
+        str,
+        typer.Option(help="Whose codes every operator is fed: torch, torch:float64, torch:cuda, oracle or a runtime."),
+    ] = "torch",
+    follower: Annotated[
+        str,
+        typer.Option(
+            help="Who is compared: the same names; runtimes are ort-cpu, ort-cpu:plain (no optimizer), openvino, and "
+            "ort-cpu@PYTHON (the ONNX Runtime of another interpreter)."
+        ),
+    ] = "ort-cpu",
+    run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
+    data: Annotated[str | None, typer.Option(help="As in validate [default: the run's own].")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to compare on.")] = 16,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two runners of one model, operator by operator and in free runs; exit 3 if they differ beyond ties.
+
+    Example: ofq-deploy parity --leader ort-cpu --follower ort-cpu:plain
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.parity(
+        subject, leader=leader, follower=follower, run=run, data=data, images=images, report=_reporter(quiet)
+    )
+    _finish(result, texts.parity_text(result), as_json, output, force)
+    raise typer.Exit(0 if result["passed"] else NEGATIVE)
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Annotated[Path | None, typer.Option(help="ONNX model or run folder [default: the newest run].")] = None,

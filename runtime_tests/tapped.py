@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.model_file import is_float_tap, open_model, taps, with_forced_taps, with_taps
+from ofq_deploy.runtime_tests.runners import open_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -79,6 +80,11 @@ class TappedModel(Runner):
             return 0
         low, high = self._frozen.quantizer(name).range
         return -low if dtype == np.uint8 else -128 if high > 127 else 0
+
+
+def open_tapped(backend: str, path: Path, frozen: Frozen) -> TappedModel:
+    """The model in one runtime, on one thread: codes must not depend on how many there are."""
+    return TappedModel(path, frozen, lambda graph, batch: open_runner(backend, graph, threads=1, batch=batch))
 
 
 def _image_shape(frozen: Frozen) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ CALLABLE_PACKAGES = {"train/__init__.py", "export/__init__.py"}  # they forward 
 API = {
     "api.py",
     "cli.py",
+    "comparison.py",
     "demo.py",
     "lookup.py",
     "validation.py",

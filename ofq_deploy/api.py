@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.errors import DataError, ModelError, RecipeError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, ModelError, RecipeError, RunError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
@@ -40,6 +40,7 @@ __all__ = [
 
 TARGET_NAMES = ("portable", "ort-cpu", "openvino", "tensorrt", "fp32")
 PROOF_IMAGES = 16
+GPU_BACKENDS = ("tensorrt", "torch-cuda")
 
 
 def convert(model: "nn.Module | str | Path", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
@@ -280,16 +281,19 @@ def bench(
     baseline: an ONNX file; by default the float model of the run that the model came from
     profile:  add the time of every operator, by kind and by role (ort-cpu)
 
-    Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
+    Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench, and for "tensorrt" and "torch-cuda" the functions
+    of tensorrt_bench and torch_cuda.
     """
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
     from ofq_deploy.runtime_tests.bench import image_shape
     from ofq_deploy.runtime_tests.runners import check_backend
 
-    check_backend(backend)
+    check_backend(backend, GPU_BACKENDS)
     if profile and backend != "ort-cpu":
         raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
+    if backend in GPU_BACKENDS:
+        return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
     found = find(model)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -374,6 +378,48 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     if target is None and stated is None:
         raise UnsupportedByTarget(f"{path} does not say what it was made for; pass --target")
     return [asdict(fault) for fault in find_faults(path, target or str(stated))]
+
+
+def _bench_gpu(
+    backend: str,
+    model: str | Path | None,
+    batches: tuple[int, ...],
+    seconds: float,
+    baseline: Path | None,
+    report: Reporter,
+) -> dict[str, Any]:
+    from ofq_deploy.environment import environment
+    from ofq_deploy.runtime_tests.bench import image_shape
+    from ofq_deploy.runtime_tests.rounds import Protocol
+
+    protocol = Protocol(seconds=seconds)
+    if backend == "torch-cuda":
+        from ofq_deploy.runtime_tests import cuda
+        from ofq_deploy.runtime_tests.torch_cuda import WITHOUT_GPU, bench_torch_cuda
+
+        cuda.gpu(WITHOUT_GPU)
+        found = find(model)
+        if found.frozen is None:
+            raise RunError(
+                f"no frozen file with the hash that {found.model.path} names was found, and torch-cuda takes the layers "
+                "from it; keep the model in its run folder"
+            )
+        result = bench_torch_cuda(found.frozen, batches, report, protocol)
+    else:
+        from ofq_deploy.runtime_tests.tensorrt import available
+        from ofq_deploy.runtime_tests.tensorrt_bench import bench_tensorrt
+
+        available()
+        found = find(model)
+        with tempfile.TemporaryDirectory() as folder:
+            if baseline is None and found.run is not None:
+                from ofq_deploy.export.write import write_checked
+
+                baseline = Path(folder) / "fp32.onnx"
+                write_checked(_build(found.run, "fp32", None), baseline)
+            shape = image_shape(found.model.path, "model", batches)
+            result = bench_tensorrt(found.model.path, baseline, batches, shape, report, protocol)
+    return {"schema": "ofq-deploy/bench/1", **result, "environment": environment()}
 
 
 def _fill_run(

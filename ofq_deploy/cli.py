@@ -312,7 +312,9 @@ def predict(
 @app.command()
 def bench(
     model: Subject = None,
-    backend: Annotated[str, typer.Option(help="Runtime: ort-cpu or openvino.")] = "ort-cpu",
+    backend: Annotated[
+        str, typer.Option(help="Runtime: ort-cpu, openvino, tensorrt, torch-cuda (docs/gpu.md).")
+    ] = "ort-cpu",
     batch: Annotated[
         list[int] | None, typer.Option(min=1, max=65536, help="Batch size; may be given again [default: 1].")
     ] = None,
@@ -344,7 +346,9 @@ def bench(
         profile=profile,
         report=_reporter(quiet),
     )
-    _finish(result, texts.bench_text(result), as_json, output, force)
+    text = texts.gpu_bench_text(result) if "gpu" in result else texts.bench_text(result)
+    _finish(result, text, as_json, output, force)
+    raise typer.Exit(0 if result.get("passed", True) else NEGATIVE)
 
 
 @app.command()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Limits = tuple[int, int]
 Product = Callable[..., "torch.Tensor"]  # with the signature of `product`
 INT8 = (-128, 127)
+TIE = 1e-3  # codes from a threshold: float32 between the products, on any device, against the float64 oracle
 
 
 def product(
@@ -61,11 +62,11 @@ def codes_of(x: "torch.Tensor", step: "torch.Tensor", limits: Limits) -> "torch.
 
 def check_int8(frozen: Frozen) -> None:
     """Raise UnsupportedByTarget when codes of the blocks do not fit int8."""
-    wide = [name for name in frozen.linears if name.startswith("blocks.") and _leaves_int8(frozen.linear(name).integers)]
+    wide = [
+        name for name in frozen.linears if name.startswith("blocks.") and _leaves_int8(frozen.linear(name).integers)
+    ]
     wide += [
-        name
-        for name in frozen.quantizers
-        if name.startswith("blocks.") and frozen.quantizer(name).range[1] > INT8[1]
+        name for name in frozen.quantizers if name.startswith("blocks.") and frozen.quantizer(name).range[1] > INT8[1]
     ]
     if wide:
         raise UnsupportedByTarget(
@@ -221,8 +222,7 @@ def check_block(block: Block, x: "torch.Tensor") -> tuple[parity.CodeParity, ...
     trace = oracle.Trace(forced=dict(ours))
     oracle.run_block(block.frozen, block.name, x.cpu().numpy().astype(np.float64), block.a.tokens, trace)
     return tuple(
-        parity.compare_codes(name, codes, trace.codes[name], trace.units[name], parity.TORCH_TIE)
-        for name, codes in ours.items()
+        parity.compare_codes(name, codes, trace.codes[name], trace.units[name], TIE) for name, codes in ours.items()
     )
 
 

@@ -87,7 +87,8 @@ def measure(
     """
     for call in candidates.values():
         _warm_up(call, timer, protocol)
-    found, steady, names = Measured({name: [] for name in candidates}, [clock()]), [], list(candidates)
+    found, names = Measured({name: [] for name in candidates}, [clock()]), list(candidates)
+    steady: list[bool] = []
     start = time.perf_counter()
     with report.task(title, protocol.rounds) as advance:
         while len(steady) < protocol.rounds or time.perf_counter() - start < protocol.seconds:
@@ -95,7 +96,7 @@ def measure(
             for name in names[first:] + names[:first]:
                 found.rounds[name].append(timer(candidates[name], protocol.samples, protocol.calls))
             found.clock.append(clock())
-            steady.append(not _moved(*found.clock[-2:], protocol.moved))
+            steady.append(not _moved(found.clock[-2], found.clock[-1], protocol.moved))
             if len(steady) <= protocol.rounds:
                 advance()
     if any(steady):

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt_build
 from ofq_deploy.runtime_tests.engine_cache import Ingredients
 from ofq_deploy.runtime_tests.executed import SMALL_ROLES
 from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.tensorrt_build import ORIGIN, Layer
 
 if TYPE_CHECKING:
@@ -36,6 +36,15 @@ DTYPES = {"int8": "Int8", "fp32": "Float", "float": "Float", "fp16": "Half", "ha
 DTYPE = re.compile(r"\b(int8|fp32|float|fp16|half|bf16)\b", re.IGNORECASE)
 
 
+def available() -> tuple[Any, cuda.Gpu]:
+    """The module, `tensorrt` or else `tensorrt_rtx`, and the GPU; BackendMissing without either."""
+    try:
+        trt = tensorrt_build.load()
+    except BackendMissing as error:
+        raise BackendMissing(WITHOUT_PACKAGE) from error
+    return trt, cuda.gpu(WITHOUT_GPU)
+
+
 class TensorRTRunner(Runner):
     """An engine of one batch size, from the cache or built now, with `cuda.SLOTS` input buffers in rotation.
 
@@ -52,11 +61,7 @@ class TensorRTRunner(Runner):
         stream: cuda.Stream | None = None,
         optimization_level: int | None = None,
     ) -> None:
-        try:
-            trt = tensorrt_build.load()
-        except BackendMissing as error:
-            raise BackendMissing(WITHOUT_PACKAGE) from error
-        self.gpu, self.batch = cuda.gpu(WITHOUT_GPU), batch
+        (trt, self.gpu), self.batch = available(), batch
         found = _engine(trt, model, self.gpu, batch, optimization_level)
         self.layers = inspected_layers(_information(trt, found.engine))
         self._engine, self._context = found.engine, found.engine.create_execution_context()
@@ -125,7 +130,7 @@ class TensorRTRunner(Runner):
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
+class Products:
     """What the products of an engine multiply.
 
     integer:         products of two int8 operands, or by an int8 kernel
@@ -143,13 +148,13 @@ class Arithmetic:
     layers: dict[str, int]
 
 
-def arithmetic(layers: tuple[Layer, ...]) -> Arithmetic:
+def count_products(layers: tuple[Layer, ...]) -> Products:
     """Count the products of an engine by what they multiply. A generated `runtime_fusion` dequantizes first."""
     products = [layer for layer in layers if PRODUCTS.search(layer.kind) or _is_attention(layer)]
     integer = [layer for layer in products if _is_integer(layer)]
     floats = [layer for layer in products if not _is_integer(layer)]
     small = sum(any(role in f"{name}." for role in SMALL_ROLES for name in layer.origin) for layer in floats)
-    return Arithmetic(
+    return Products(
         len(integer),
         len(floats) - small,
         small,
@@ -189,7 +194,10 @@ def _is_attention(layer: Layer) -> bool:
 
 def _dtypes(tensors: list[dict[str, Any]]) -> tuple[str, ...]:
     texts = [
-        str(value) for row in tensors for key, value in row.items() if "datatype" in key.lower() or key.lower() == "type"
+        str(value)
+        for row in tensors
+        for key, value in row.items()
+        if "datatype" in key.lower() or key.lower() == "type"
     ]
     return tuple(DTYPES[match[1].lower()] if (match := DTYPE.search(text)) else text for text in texts)
 

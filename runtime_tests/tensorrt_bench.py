@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests import cuda
 from ofq_deploy.runtime_tests.float16 import float16
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import OrtRunner
 from ofq_deploy.runtime_tests.rounds import Protocol, latency, measure, speedup
-from ofq_deploy.runtime_tests.runner import Runner, logits
-from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, arithmetic
+from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, count_products
 
 if TYPE_CHECKING:
     import onnx
@@ -49,7 +49,9 @@ def bench_tensorrt(
     for batch in batches:
         with ExitStack() as stack:
             first = stack.enter_context(TensorRTRunner(graphs["model"], batch))
-            others = {role: TensorRTRunner(graph, batch, first.stream) for role, graph in graphs.items() if role != "model"}
+            others = {
+                role: TensorRTRunner(graph, batch, first.stream) for role, graph in graphs.items() if role != "model"
+            }
             runners = {"model": first} | {role: stack.enter_context(runner) for role, runner in others.items()}
             images = np.random.default_rng(batch).standard_normal((batch, *shape), dtype=np.float32)
             result["gpu"] = asdict(first.gpu)
@@ -57,10 +59,12 @@ def bench_tensorrt(
                 result[role]["batches"].append(_described(runner, graphs[role], images))
             for captured in (True, False):
                 _time(runners, batch, captured, protocol, report, result)
-    counts = result["model"]["batches"][0]["arithmetic"]
-    result["passed"] = all(row["arithmetic"]["integer"] for row in result["model"]["batches"])
+    counts = result["model"]["batches"][0]["products"]
+    result["passed"] = all(row["products"]["integer"] for row in result["model"]["batches"])
     if not result["passed"]:
-        result["faults"].append("no product of the engine runs in integers; see: ofq-deploy check MODEL --target tensorrt")
+        result["faults"].append(
+            "no product of the engine runs in integers; see: ofq-deploy check MODEL --target tensorrt"
+        )
     result["verdict"] = _verdict(counts, result.get("speedup", []))
     return result
 
@@ -72,7 +76,7 @@ def _described(runner: TensorRTRunner, graph: "onnx.ModelProto", images: np.ndar
     return {
         "batch": runner.batch,
         "engine": asdict(runner.metadata),
-        "arithmetic": asdict(arithmetic(runner.layers)),
+        "products": asdict(count_products(runner.layers)),
         "against_onnxruntime": {
             "images": len(images),
             "same_prediction": int((expected.argmax(-1) == found.argmax(-1)).sum()),

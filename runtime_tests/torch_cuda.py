@@ -177,14 +177,14 @@ def _time_block(frozen: Frozen, batch: int, multiply: Multiply, device: str, run
             wrong[name] = "codes differ from the oracle's"
         else:
             forms[name] = (Block(frozen, "blocks.0", batch, own, device), inputs)
-    calls = {name: _rotating(block, own) for name, (block, own) in forms.items()}
+    calls = {name: _rotating(block, values) for name, (block, values) in forms.items()}
     torch.compiler.reset()  # a compiler that meets one function too often gives up
-    for name, (block, own) in forms.items() if device == cuda.DEVICE else ():
-        compiled, reason = compiled_block(block, own[0])
+    for name, (block, values) in forms.items() if device == cuda.DEVICE else ():
+        compiled, reason = compiled_block(block, values[0])
         if compiled is None:
             skipped[f"{name}, compiled"] = reason
         else:
-            calls[f"{name}, compiled"] = _rotating(compiled, own)
+            calls[f"{name}, compiled"] = _rotating(compiled, values)
     return {"skipped": skipped, "wrong": wrong, **run(calls, batch, f"block, batch {batch}")}
 
 
@@ -199,8 +199,8 @@ def compiled_block(
         found, expected = compiled(x).float(), block(x).float()
     except Exception as error:  # the compiler raises whatever its parts raise
         return None, f"torch.compile: {type(error).__name__} {next(iter(str(error).splitlines()), '')}"
-    error_ = float((found - expected).abs().mean() / expected.abs().mean())
-    return (compiled, "") if error_ <= WORST_MEAN else (None, f"compiled, it differs by {error_:.1e} on average")
+    worse = float((found - expected).abs().mean() / expected.abs().mean())
+    return (compiled, "") if worse <= WORST_MEAN else (None, f"compiled, it differs by {worse:.1e} on average")
 
 
 def _compare(
@@ -288,7 +288,8 @@ def _float_block(a: Architecture, dtype: "torch.dtype", device: str) -> Callable
     def block(x: "torch.Tensor") -> "torch.Tensor":
         h = functional.layer_norm(x, (a.dim,), one, zero, a.epsilon)
         parts = functional.linear(h, *qkv).view(len(x), a.tokens, 3, a.heads, a.head_dim).permute(2, 0, 3, 1, 4)
-        context = functional.scaled_dot_product_attention(*parts.unbind())
+        q, k, v = parts.unbind()
+        context = functional.scaled_dot_product_attention(q, k, v)
         x = x + functional.linear(context.transpose(1, 2).reshape(x.shape), *proj)
         h = functional.linear(functional.layer_norm(x, (a.dim,), one, zero, a.epsilon), *fc1)
         return x + functional.linear(functional.gelu(h), *fc2)

@@ -14,7 +14,7 @@ ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves no fraction bits, so that 
 
 
 @triton.jit
-def _product(  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _product(  # type: ignore[no-untyped-def, untyped-decorator]
     a, b, out, column, row, bias, step,
     M, N, K, HEADS,
     a_image, a_head, a_m, a_k, b_image, b_head, b_n, b_k, out_image, out_head, out_m, out_n,

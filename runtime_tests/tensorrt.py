@@ -91,7 +91,7 @@ class TensorRTRunner(Runner):
             for name, values in rows.items():
                 cuda.fill(self._buffers[name][0][:count], values)
             self.stream.run(lambda: self.launch(0))
-            parts.append({name: self._buffers[name][0].cpu().numpy()[:count] for name in self.metadata.outputs})
+            parts.append({name: self._buffers[name][0][:count].cpu().numpy().copy() for name in self.metadata.outputs})
         return {name: np.concatenate([part[name] for part in parts]) for name in self.metadata.outputs}
 
     def launch(self, number: int) -> None:

@@ -13,8 +13,8 @@ import triton.language as tl
 ROUNDER = 12582912.0  # 1.5 * 2**23: adding it leaves no fraction bits, so that the addition itself rounds half to even
 
 
-@triton.jit
-def _product(  # type: ignore[no-untyped-def, untyped-decorator]
+@triton.jit  # type: ignore[untyped-decorator]
+def _product(  # type: ignore[no-untyped-def]
     a, b, out, column, row, bias, step,
     M, N, K, HEADS,
     a_image, a_head, a_m, a_k, b_image, b_head, b_n, b_k, out_image, out_head, out_m, out_n,

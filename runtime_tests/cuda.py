@@ -70,12 +70,16 @@ def fill(buffer: "torch.Tensor", values: "NDArray[Any]") -> None:
 
 
 class Stream:
-    """A stream that is not the default one, on which TensorRT would wait for the whole device at every call."""
+    """A stream that is not the default one, on which TensorRT would wait for the whole device at every call.
+
+    Its graphs share one pool of memory: they run one after another, and what they compute is not read later.
+    """
 
     def __init__(self) -> None:
         import torch
 
         self._stream: Any = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
 
     @property
     def handle(self) -> int:
@@ -106,7 +110,7 @@ class Stream:
         return [before.elapsed_time(after) / calls for before, after in pairwise(events)]
 
     def capture(self, call: "Call") -> "Call":
-        """The same call as CUDA graphs, one for each of its `SLOTS` inputs; what it computes must stay in place."""
+        """The same call as CUDA graphs, one for each of its `SLOTS` inputs."""
         import torch
 
         graphs = []
@@ -114,7 +118,7 @@ class Stream:
             for _ in range(2):  # whatever is allocated or compiled at first must not be captured
                 self.run(lambda slot=slot: call(slot))  # type: ignore[misc]
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
                 call(slot)
             graphs.append(graph)
         return lambda number: graphs[number % SLOTS].replay()

@@ -112,7 +112,7 @@ def latency(batch: int, rounds: list[list[float]], protocol: Protocol) -> Latenc
     p10, p50, p90, p99 = (float(value) for value in np.percentile(samples, [10, 50, 90, 99]))
     kept = samples[np.linspace(0, samples.size - 1, min(samples.size, SAMPLES_KEPT)).round().astype(int)]
     calls = samples.size * protocol.calls
-    return Latency(batch, calls, p10, p50, p90, p99, 1000 * batch / p50, [float(value) for value in kept])
+    return Latency(batch, calls, p10, p50, p90, p99, 1000 * batch / p50, [round(float(value), 5) for value in kept])
 
 
 def speedup(batch: int, baseline: list[list[float]], model: list[list[float]]) -> Speedup:

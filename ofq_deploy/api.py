@@ -3,13 +3,14 @@
 Sub-packages are imported inside the functions: whoever only exports never loads torch.
 """
 
+import shlex
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.errors import DataError, ModelError, RecipeError, RunError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, ModelError, OnnxFileError, RecipeError, RunError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bench",
+    "check",
     "convert",
     "export",
     "freeze",
@@ -187,7 +189,7 @@ def export(
 ) -> Path:
     """Write the ONNX model of a run (by default the newest) and return its path.
 
-    target: "portable", "ort-cpu", "openvino", or "fp32" for the float model that the run started from
+    target: "portable", "ort-cpu", "openvino", "tensorrt", or "fp32" for the float model that the run started from
     output: by default model.<target>.onnx in the run folder
 
     The file gets its name only after the full checker, shape inference and a session load.
@@ -378,6 +380,35 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     if target is None and stated is None:
         raise UnsupportedByTarget(f"{path} does not say what it was made for; pass --target")
     return [asdict(fault) for fault in find_faults(path, target or str(stated))]
+
+
+def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
+    """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
+
+    Takes any ONNX file. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
+    Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
+    """
+    from ofq_deploy.environment import environment
+    from ofq_deploy.runtime_tests.tensorrt_check import check as check_engine
+
+    if target != "tensorrt":
+        raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")
+    path = Path(model) if model is not None else newest_run().path
+    others = tuple(name for name in TARGET_NAMES if name != target)
+    if path.is_dir() and not exported_models(path, others):
+        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target {target}")
+    path = model_path(path, others)
+    result = check_engine(path)
+    return {
+        "schema": "ofq-deploy/check/1",
+        "command": shlex.join(["ofq-deploy", "check", str(path), "--target", target]),
+        "environment": environment(),
+        "model": str(path),
+        "target": target,
+        "verdict": result.verdict,
+        "passed": result.passed,
+        **asdict(result),
+    }
 
 
 def _bench_gpu(

@@ -186,7 +186,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
     to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
     target: Annotated[
-        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there), openvino or fp32.")
+        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there), openvino, tensorrt or fp32.")
     ] = "portable",
     opset: Annotated[int | None, typer.Option(help="ONNX opset [default: the lowest that holds the graph].")] = None,
     output: OutputFile = None,
@@ -373,6 +373,29 @@ def lint(
     lines = [f"{row['rule']}: {row['operator']} {row['node']}: {row['cause']}; {row['cure']}" for row in faults]
     _finish({"faults": faults}, "\n".join(lines) or "clean", as_json, output, force)
     raise typer.Exit(NEGATIVE if faults else 0)
+
+
+@app.command()
+def check(
+    model: Subject = None,
+    target: Annotated[str, typer.Option(help="tensorrt.")] = "tensorrt",
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a TensorRT engine, and list every quantized product that it would not compute in int8; exit 3 if there is any.
+
+    TensorRT-RTX builds without a GPU. The engine is thrown away: it would run only on the kind of GPU it was built for.
+
+    Example: ofq-deploy check model.tensorrt.onnx --target tensorrt
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.check(model, target=target)
+    _finish(result, texts.check_text(result), as_json, output, force)
+    raise typer.Exit(0 if result["passed"] else NEGATIVE)
 
 
 @app.command()

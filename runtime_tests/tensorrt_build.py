@@ -29,8 +29,8 @@ UINT8_WARNING = "with UINT8 zero_point only on DLA"  # it goes on with int8, and
 class Layer:
     """One layer of an engine. Data types are TensorRT's names, like `Int8` and `Float`.
 
-    kind:   "gemm" and "correlation" are library products, "runtime_fusion" is a generated float product that
-            dequantizes its operands, "kgen" a generated elementwise or reducing kernel
+    kind:   "gemm" and "correlation" are library products, "runtime_fusion" is a generated float product with what
+            stands before or after it (as dequantizing), "kgen" a generated elementwise or reducing kernel
     origin: names of the ONNX nodes that it computes, whole or in part
     tactic: the kernel; TensorRT-RTX leaves that of a product to the GPU that runs it
     """

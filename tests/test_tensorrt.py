@@ -1,343 +1,370 @@
-"""Running engines and judging them, on a stand-in for TensorRT; and what TensorRT-RTX makes of the two networks."""
+"""The TensorRT target: proven in ONNX Runtime, and compiled by TensorRT-RTX, which needs no GPU for that."""
 
 import json
-import stat
+import subprocess
 import sys
-from dataclasses import fields, replace
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from typer.testing import CliRunner
+from onnx import helper, numpy_helper
 
 from ofq_deploy import api
-from ofq_deploy.cli import app
-from ofq_deploy.doctor import examine
-from ofq_deploy.errors import BackendMissing
+from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
+from ofq_deploy.export.network import build
+from ofq_deploy.export.targets import TARGETS
+from ofq_deploy.export.write import write_checked
+from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runner import logits
-from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt_bench, tensorrt_build
-from ofq_deploy.runtime_tests.engine_cache import Ingredients
-from ofq_deploy.runtime_tests.float16 import float16
+from ofq_deploy.recipe import Quantization
+from ofq_deploy.runtime_tests import tensorrt_build
 from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.ort import OrtRunner
-from ofq_deploy.runtime_tests.rounds import Protocol
-from ofq_deploy.runtime_tests.runners import open_runner
-from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, count_products, inspected_layers
-from tests.fake_tensorrt import FakeStream, FakeTensorRT
+from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
+from ofq_deploy.runtime_tests.tensorrt_check import Check, check
+from tests.test_lint import frozen_model
 
-GPU = cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0")
-QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=2, samples=2, calls=4)
+compiles = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX, which builds engines without a GPU, is not installed"
+)
+WIDTHS = [(2, 2), (3, 3), (4, 4), (8, 8), (2, 4)]
+FORMS: list[dict[str, Any]] = [
+    *({"weight_bits": w, "act_bits": a} for w, a in WIDTHS),
+    {"weight_bits": 7, "act_bits": 8},
+    {"weight_bits": 8, "act_bits": 8, "weights": "lsq"},
+    {"shifts": False},
+    {"key_bias": False},
+]
+BLOCKS = 2
+# Products of a block: v, scores, context, proj, fc1, fc2, and z or q and k. The compiler merges those of one input;
+# the last block's q reads fewer tokens than its k and v.
+PRODUCTS = {"qkr": 7 * BLOCKS, "qk": 8 * BLOCKS}
+MERGED = {"qkr": 6 * BLOCKS, "qk": 6 * BLOCKS + 1}
+EDGES = {"token": 3 + 2, "tensor": 1 + 1}  # one patch embedding per step of the image, and the heads
 
 
-def product(dtype: str, tactic: str = "", kind: str = "gemm") -> dict[str, Any]:
-    tensors = [{"Name": name, "Format/Datatype": dtype} for name in "ab"]
-    return {"Name": "fc1", "LayerType": kind, "Inputs": tensors, "Outputs": [], "TacticName": tactic, "Metadata": ""}
+def export(frozen: Frozen, path: Path) -> Path:
+    write_checked(build(frozen, TARGETS["tensorrt"]), path)
+    return path
 
 
-def integer_when_quantized(quantized: bool) -> list[dict[str, Any]]:
-    return [product("Int8", "sm90_i8i8" if quantized else "") if quantized else product("Half", "sm90_f16f16")]
+def prove(path: Path, frozen: Frozen) -> list[str]:
+    a, report = frozen.architecture, Reporter(quiet=True)
+    images = np.random.default_rng(0).standard_normal((40, a.channels, 16, 16), dtype=np.float32)
+    operators = prove_operators(path, frozen, images[:8], None, report)
+    return Proof(
+        8, prove_weights(path, frozen), tuple(operators), prove_free_run(path, frozen, images, report)
+    ).faults()
 
 
-@pytest.fixture
-def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTensorRT:
-    """A machine with a GPU and TensorRT, as far as our code can tell."""
-    fake = FakeTensorRT(integer_when_quantized)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr(tensorrt_build, "logger", tensorrt_build.logger.__wrapped__)
-    monkeypatch.setattr(cuda, "gpu", lambda otherwise: GPU)
-    monkeypatch.setattr(cuda, "sm_clock", lambda gpu: 1980)
-    monkeypatch.setattr(cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(cuda, "Stream", FakeStream)
-    monkeypatch.setattr(tensorrt_bench, "Protocol", lambda: QUICK)
-    monkeypatch.setenv("OFQ_CACHE", str(tmp_path / "cache"))
-    return fake
+@compiles
+@pytest.mark.parametrize("attention", ["qkr", "qk"])
+@pytest.mark.parametrize("act_step", ["token", "tensor"])
+@pytest.mark.parametrize("changes", FORMS, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_every_quantized_product_is_int8_and_every_code_is_proven(
+    tmp_path: Path, changes: dict[str, Any], act_step: Any, attention: Any
+) -> None:
+    frozen = frozen_model(Quantization(**{"attention": attention, "act_step": act_step, **changes}))
+    path = export(frozen, tmp_path / "model.onnx")
+
+    result = check(path)
+
+    assert result.faults == result.warnings == result.in_float == ()
+    assert result.expected == result.int8 == PRODUCTS[attention] + EDGES[act_step]
+    assert result.int8_gemms == MERGED[attention] + EDGES[act_step]
+    small = {f"blocks.{block}.attn.scores.{role}" for block in range(BLOCKS) for role in small_products(frozen)}
+    assert set(result.small) == small
+    assert (result.float_gemms, result.dequantizing_gemms) == (len(small), 0)
+    assert prove(path, frozen) == []
+
+
+def small_products(frozen: Frozen) -> list[str]:
+    roles = {"key_shift": "key_shift.row", "key_bias": "key_bias.product"}
+    return [role for name, role in roles.items() if frozen.get(f"blocks.0.attn.scores.{name}") is not None]
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_the_proof_needs_no_tensorrt(tmp_path: Path, bits: int) -> None:
+    frozen = frozen_model(Quantization(bits, bits))
+
+    assert prove(export(frozen, tmp_path / "model.onnx"), frozen) == []
+
+
+def test_operands_are_int8_pairs_without_offset(tmp_path: Path) -> None:
+    model = read_model(export(frozen_model(Quantization(2, 8)), tmp_path / "model.onnx"))
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+
+    assert model.opset_import[0].version == 20
+    assert {(tensors[node.input[1]].item(), tensors[node.input[2]].dtype.name) for node in pairs} == {(1.0, "int8")}
+    assert {tensors[node.input[2]].item() for node in pairs} == {0}
+    assert set(np.unique(tensors["blocks.0.mlp.fc1.weight"])) == {-3, -1, 1, 3}
+
+
+@pytest.mark.parametrize("grid", ["signed", "unsigned"])
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+def test_quantizers_saturate_and_round_as_the_definition_does(tmp_path: Path, bits: int, grid: Any) -> None:
+    import onnx_ir as ir
+
+    from ofq_deploy.export.builder import Builder
+    from ofq_deploy.export.targets import Steps
+    from ofq_deploy.grids import code_range
+    from ofq_deploy.runtime_tests.ort import open_session, run_all
+
+    random, target = np.random.default_rng(bits), TARGETS["tensorrt"]
+    step = random.uniform(0.01, 1, 50).astype(np.float32)
+    low, high = code_range(grid, bits)
+    halves = random.integers(2 * low - 4, 2 * high + 5, (50, 400)) / 2  # every second value is on a threshold
+    x = (halves * step[:, None].astype(np.float64)).astype(np.float32)[None]
+    b = Builder()
+    image = ir.Value(name="x", shape=ir.Shape([1, 50, 400]), type=ir.TensorType(ir.DataType.FLOAT))
+    made = target.quantize(b, image, "codes", Steps(step, 1, 3), (low, high), left=True)
+    made.shape, made.type = image.shape, image.type
+    write_checked(b.model(image, made, 20, [], {}), tmp_path / "model.onnx")
+
+    for optimize in (True, False):
+        codes = run_all(open_session(tmp_path / "model.onnx", optimize=optimize), {"x": x})[made.name or ""]
+        wanted = np.clip(np.rint(x / step[:, None]), low, high)
+        np.testing.assert_array_equal(codes - target.left_zero((low, high)), wanted)
+
+
+# A trained run, by the functions and by the command line.
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run: Path) -> Path:
-    return api.export(tiny_run, target="tensorrt")
+def model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return api.export(tiny_run, target="tensorrt", output=tmp_path_factory.mktemp("tensorrt") / "model.tensorrt.onnx")
 
 
-@pytest.fixture(scope="module")
-def float_model(tiny_run: Path) -> Path:
-    return api.export(tiny_run, target="fp32")
+def test_a_trained_model_is_proven(model: Path, tiny_run: Path) -> None:
+    result = api.validate(model, run=tiny_run)
+
+    assert result["passed"], result["faults"]
+    assert result["target"] == "tensorrt"
+    assert result["codes_compared"] > 350_000
 
 
-def images(count: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
-    return np.random.default_rng(count).standard_normal((count, 1, 16, 16), dtype=np.float32)
+def test_inspect_says_that_weights_are_stored_as_bytes(model: Path) -> None:
+    layers = api.inspect(model)["layers"]
+
+    assert {layer["bits_stored"] for layer in layers} == {8.0}
+    assert {layer["bits_trained"] for layer in layers} == {4, 8}
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_any_number_of_images_runs_in_batches_of_the_engine(trt: FakeTensorRT, model: Path, count: int) -> None:
-    with open_runner("tensorrt", model, batch=2) as runner, OrtRunner(model, 1) as reference:
-        ours = logits(runner, images(count))
-
-        assert ours.shape == (count, 10)
-        np.testing.assert_allclose(ours, logits(reference, images(count)), rtol=1e-5, atol=1e-6)
-        assert (runner.metadata.inputs, runner.metadata.outputs) == (("image",), ("logits",))
-        assert runner.metadata.device == "NVIDIA H100"
-        assert runner.metadata.runtime == "tensorrt 11.4.0.106"
+def test_a_higher_opset_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="tensorrt reads opsets up to 20"):
+        api.export(tiny_run, target="tensorrt", opset=21, output=tmp_path / "model.onnx")
 
 
-def test_launches_rotate_their_inputs_and_keep_their_outputs(trt: FakeTensorRT, model: Path) -> None:
-    with TensorRTRunner(model, 2) as runner:
-        for number in range(8):
-            runner.launch(number)
-        enqueued = trt.engines[-1].contexts[-1].enqueued
+@compiles
+def test_check_on_the_command_line(model: Path, tmp_path: Path) -> None:
+    done = run("check", str(model), "--target", "tensorrt", "--json", "-o", str(tmp_path / "check.json"))
+    result = json.loads(done.stdout)
 
-        assert [entry["image"] for entry in enqueued[:4]] == [entry["image"] for entry in enqueued[4:]]
-        assert len({entry["image"] for entry in enqueued}) == cuda.SLOTS == 4
-        assert len({entry["logits"] for entry in enqueued}) == 1
-
-
-def test_an_engine_is_built_once_and_then_read(trt: FakeTensorRT, model: Path) -> None:
-    settings = []
-    for _ in range(2):
-        with TensorRTRunner(model, 2) as runner:
-            settings.append(runner.metadata.settings)
-
-    assert trt.builds == 1
-    assert [entry["engine_from_cache"] for entry in settings] == [False, True]
-    assert stat.S_IMODE(engine_cache.folder().stat().st_mode) == 0o700
+    assert done.returncode == 0, done.stderr
+    assert (result["schema"], result["target"], result["package"]) == ("ofq-deploy/check/1", "tensorrt", "tensorrt_rtx")
+    assert result["verdict"] == "all 17 quantized products are computed in int8"
+    assert json.loads((tmp_path / "check.json").read_text()) == result
 
 
-def test_what_was_timed_serves_the_next_build(trt: FakeTensorRT, model: Path) -> None:
-    warm = []
-    for batch in (1, 2):
-        with TensorRTRunner(model, batch) as runner:
-            warm.append(runner.metadata.settings["timing_cache_warm"])
+@compiles
+def test_check_names_the_node_and_exits_with_3(model: Path, tmp_path: Path) -> None:
+    done = run("check", str(broken(model, tmp_path, scaled_between)))
 
-    assert warm == [False, True]
-    assert [path.read_bytes() for path in engine_cache.folder().glob("*.timings")] == [b"timed timed "]
-
-
-@pytest.mark.parametrize("damage", ["cut", "swapped", "no note"])
-def test_a_damaged_engine_is_built_again_and_never_deserialized(trt: FakeTensorRT, model: Path, damage: str) -> None:
-    TensorRTRunner(model, 2).close()
-    plan = next(engine_cache.folder().glob("*.plan"))
-    if damage == "no note":
-        plan.with_suffix(".json").unlink()
-    else:
-        plan.write_bytes(plan.read_bytes()[:-3] + {"cut": b"", "swapped": b"abc"}[damage])
-
-    with TensorRTRunner(model, 2) as runner:
-        assert not runner.metadata.settings["engine_from_cache"]
-
-    assert trt.builds == len(trt.engines) == 2
+    assert done.returncode == 3
+    assert "FAULT MatMul blocks.0.mlp.fc1.total: Mul inserted between a DequantizeLinear and the product" in done.stdout
+    assert done.stdout.endswith("FAILED: 1 of the products that the file quantizes are not computed in int8\n")
 
 
-@pytest.mark.parametrize("changed", ["batch", "level", "gpu", "driver", "version", "model"])
-def test_another_ingredient_is_another_engine(
-    trt: FakeTensorRT, model: Path, float_model: Path, changed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    TensorRTRunner(model, 2).close()
-    gpus = {"gpu": replace(GPU, name="NVIDIA H200"), "driver": replace(GPU, driver="590")}
-    monkeypatch.setattr(cuda, "gpu", lambda otherwise: gpus.get(changed, GPU))
-    if changed == "version":
-        trt.__version__ = "10.16.1.11"
-
-    TensorRTRunner(
-        float_model if changed == "model" else model,
-        3 if changed == "batch" else 2,
-        optimization_level=5 if changed == "level" else None,
-    ).close()
-
-    assert trt.builds == 2
+def test_check_of_a_run_without_a_file_for_tensorrt(tiny_run: Path) -> None:
+    with pytest.raises(OnnxFileError, match=r"holds no model for it; make one with: ofq-deploy export .* --target"):
+        api.check(tiny_run)
 
 
-def test_every_ingredient_is_in_the_key() -> None:
-    one = Ingredients("m", "b", "tensorrt", "11", "H100", "9.0", "580", (1, 1, 1), None)
-    others = [
-        replace(one, **{field.name: (2, 2, 2) if field.name == "profile" else 4 if one_is_none else "other"})
-        for field in fields(one)
-        for one_is_none in [getattr(one, field.name) is None]
-    ]
-
-    assert len({entry.key for entry in [one, *others]}) == len(fields(one)) + 1
-    assert replace(one).key == one.key
+def test_check_of_a_file_for_another_target(portable_model: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="exported for portable; export the run with --target tensorrt"):
+        api.check(portable_model)
 
 
+def test_check_for_another_target(model: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="no check for target 'openvino'; there is one for tensorrt"):
+        api.check(model, target="openvino")
+
+
+def test_without_tensorrt_the_message_says_what_to_install(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "PACKAGES", ("no_such_package",))
+
+    with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[tensorrt-rtx\]'"):
+        check(model)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "ofq_deploy", *arguments], capture_output=True, text=True, timeout=300)
+
+
+# One rule broken at a time, in the first block's fc1.
+
+
+def broken(path: Path, folder: Path, change: Callable[[onnx.GraphProto], None]) -> Path:
+    model = read_model(path)
+    change(model.graph)
+    onnx.save(model, folder / "broken.onnx")
+    return folder / "broken.onnx"
+
+
+def node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.name == name)
+
+
+def add_constant(graph: onnx.GraphProto, name: str, value: Any) -> str:
+    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    return name
+
+
+def replace_zero(graph: onnx.GraphProto, value: Any) -> None:
+    tensor = next(tensor for tensor in graph.initializer if tensor.name == "zero_int8_0")
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(value), tensor.name))
+
+
+def scaled_between(graph: onnx.GraphProto) -> None:
+    product = node(graph, "blocks.0.mlp.fc1.total")
+    tokens = next(tensor.dims[1] for tensor in graph.initializer if tensor.name == "blocks.0.mlp.fc1.row_step")
+    factor = add_constant(graph, "factor", np.linspace(0.5, 1, tokens, dtype=np.float32)[:, None])
+    inserted = helper.make_node("Mul", [product.input[0], factor], ["inserted"], name="inserted")
+    product.input[0] = "inserted"
+    graph.node.insert(list(graph.node).index(product), inserted)
+
+
+def scales_by_input(graph: onnx.GraphProto) -> None:
+    weight = node(graph, "blocks.0.mlp.fc1.weight.real")
+    width = next(tensor.dims[0] for tensor in graph.initializer if tensor.name == weight.input[0])
+    weight.input[1] = add_constant(graph, "scales", np.linspace(0.5, 1, width, dtype=np.float32))
+    weight.input[2] = add_constant(graph, "zeros", np.zeros(width, dtype=np.int8))
+    weight.attribute.append(helper.make_attribute("axis", 0))
+
+
+def left_not_quantized(graph: onnx.GraphProto) -> None:
+    node(graph, "blocks.0.mlp.fc1.total").input[0] = "blocks.0.mlp.fc1.input.codes.clipped"
+
+
+def nothing_quantized(graph: onnx.GraphProto) -> None:
+    left_not_quantized(graph)
+    codes = next(tensor for tensor in graph.initializer if tensor.name == "blocks.0.mlp.fc1.weight")
+    floats = add_constant(graph, "floats", numpy_helper.to_array(codes).astype(np.float32))
+    node(graph, "blocks.0.mlp.fc1.total").input[1] = floats
+
+
+@compiles
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    ("change", "cause"),
     [
-        ({"OFQ_CACHE": "/own"}, "/own/engines"),
-        ({"XDG_CACHE_HOME": "/xdg"}, "/xdg/ofq-deploy/engines"),
-        ({"HOME": "/home/me"}, "/home/me/.cache/ofq-deploy/engines"),
+        (scaled_between, "Mul inserted between a DequantizeLinear and the product"),
+        (scales_by_input, "both operands are quantized, in a form that has no int8 product"),
+        (left_not_quantized, "only its right operand is quantized"),
+        (nothing_quantized, "neither operand is quantized"),
     ],
 )
-def test_where_engines_are_kept(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
-    for name in ("OFQ_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-
-    assert engine_cache.folder() == Path(expected)
-
-
-def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Path, float_model: Path) -> None:
-    result = tensorrt_bench.bench_tensorrt(model, float_model, (1, 3), (1, 16, 16), Reporter(True))
-
-    assert result["passed"]
-    assert "1 of 1 products run in integers" in result["verdict"]
-    for role in ("model", "baseline", "float32"):
-        assert [row["batch"] for row in result[role]["latency_ms"]] == [1, 3]
-        assert [row["batch"] for row in result[role]["latency_ms_without_graph"]] == [1, 3]
-        for row in result[role]["batches"]:
-            compared = row["against_onnxruntime"]
-            assert compared["same_prediction"] == compared["images"]
-            assert compared["worst_logit_difference"] < 1e-5
-    assert [row["batch"] for row in result["speedup"]] == [1, 3]
-    assert all(row["interval"][0] <= row["ratio_of_medians"] <= row["interval"][1] for row in result["speedup"])
-    assert [row["sm_clock_mhz"] for row in result["rounds"]] == [[1980] * 3] * 4
-    json.dumps(result)
-
-
-def test_bench_exits_3_when_nothing_ran_in_integers(
-    trt: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_product_that_lost_int8_is_named(
+    model: Path, tmp_path: Path, change: Callable[[onnx.GraphProto], None], cause: str
 ) -> None:
-    monkeypatch.setattr(trt, "layers", lambda quantized: [product("Half"), product("Int8", kind="runtime_fusion")])
-    monkeypatch.setattr("ofq_deploy.runtime_tests.rounds.Protocol", lambda seconds: QUICK)
-    arguments = ["bench", str(model), "--backend", "tensorrt", "--seconds", "0", "--quiet"]
+    whole, result = check(model), check(broken(model, tmp_path, change))
 
-    failed = CliRunner().invoke(app, arguments)
-    monkeypatch.setattr(trt, "layers", integer_when_quantized)
-    monkeypatch.setenv("OFQ_CACHE", str(engine_cache.folder() / "other"))
-    passed = CliRunner().invoke(app, [*arguments, "--json"])
-
-    assert failed.exit_code == 3
-    assert "FAULT no product of the engine runs in integers; see: ofq-deploy check MODEL" in failed.stdout
-    assert "0 of 2 products run in integers" in failed.stdout
-    assert passed.exit_code == 0
-    document = json.loads(passed.stdout)
-    assert document["schema"] == "ofq-deploy/bench/1"
-    assert document["gpu"]["name"] == "NVIDIA H100"
-    assert document["model"]["batches"][0]["products"]["kernels"] == {"sm90_i8i8": 1}
+    assert [(fault.node, fault.cause[: len(cause)]) for fault in result.faults] == [("blocks.0.mlp.fc1.total", cause)]
+    assert not result.passed
+    assert result.int8_gemms == whole.int8_gemms - 1
+    assert result.float_gemms + result.dequantizing_gemms == whole.float_gemms + 1
 
 
-def test_without_a_package_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in tensorrt_build.PACKAGES:
-        monkeypatch.setitem(sys.modules, name, None)
+@compiles
+def test_uint8_is_refused_which_tensorrt_only_warns_about(model: Path, tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        for name in ("blocks.0.mlp.fc1.input.codes", "blocks.0.mlp.fc1.input.codes.real"):
+            node(graph, name).input[2] = "zero_uint8"
+        add_constant(graph, "zero_uint8", np.uint8(0))
 
-    with pytest.raises(BackendMissing) as caught:
-        api.bench(backend="tensorrt")
-
-    assert "neither tensorrt nor tensorrt_rtx can be imported" in str(caught.value)
-    assert "ofq-deploy bench MODEL --backend torch-cuda" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("backend", "advice"),
-    [
-        ("tensorrt", "ofq-deploy check MODEL --target tensorrt builds an engine without one"),
-        ("torch-cuda", "ofq-deploy bench MODEL --backend ort-cpu"),
-    ],
-)
-def test_without_a_gpu_the_way_out_is_named(
-    trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, backend: str, advice: str
-) -> None:
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-
-    with pytest.raises(BackendMissing, match=r"no NVIDIA GPU is visible|has no CUDA") as caught:
-        api.bench(backend=backend)
-
-    assert advice in str(caught.value)
-    assert caught.value.exit_code == 4
-    assert "\n" not in str(caught.value)
+    with pytest.raises(
+        UnsupportedByTarget, match=r"to uint8 at blocks\.0\.mlp\.fc1\.input\.codes .* silently replaces"
+    ):
+        check(broken(model, tmp_path, change))
 
 
-@pytest.mark.parametrize("present", [True, False])
-def test_doctor_says_what_bench_would(monkeypatch: pytest.MonkeyPatch, present: bool) -> None:
-    monkeypatch.setattr("ofq_deploy.doctor.find_spec", lambda name: object())
-    monkeypatch.setattr("ofq_deploy.doctor._has_nvidia_gpu", lambda: present)
-
-    found = examine()["backends"]
-
-    assert {name for name, entry in found.items() if entry["ready"]} == (
-        set(found) if present else {"ort-cpu", "openvino"}
-    )
-    if not present:
-        assert "ofq-deploy check MODEL --target tensorrt" in found["tensorrt"]["install"]
+@compiles
+def test_an_offset_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        OnnxFileError, match=r"cannot be read by tensorrt_rtx: QuantizeLinear patch_embed\.input\.codes"
+    ):
+        check(broken(model, tmp_path, lambda graph: replace_zero(graph, np.int8(3))))
 
 
-def test_profile_is_refused(tiny_run: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", str(tiny_run), "--backend", "tensorrt", "--profile"])
-
-    assert "no profile on backend 'tensorrt'" in str(result.exception)
-
-
-# What the inspector says, in the words of several generations.
-
-TWO = [{"Name": "a", "Format/Datatype": "Row major Int8 format"}, {"Name": "w", "Datatype": "Int8"}]
-WEIGHTS = {"Inputs": TWO[:1], "Weights": {"Type": "Int8", "Count": 9408}}
+@compiles
+def test_operators_that_the_parser_does_not_know_are_named(ort_model: Path) -> None:
+    with pytest.raises(OnnxFileError, match=r"cannot be read by tensorrt_rtx: \w+ patch_embed"):
+        tensorrt_build.build(ort_model, profile=(1, 2, 4))
 
 
-@pytest.mark.parametrize(
-    ("row", "integer"),
-    [
-        (product("Int8"), True),
-        (product("Half"), False),
-        (product("Row major linear FP32"), False),
-        (product("Half", "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize64x64x64"), True),
-        (product("Half", "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n"), False),
-        (product("Half", "ampere_h16816gemm_256x128_ldg8_nn_v1"), False),
-        (product("Int8", kind="runtime_fusion"), False),
-        ({"Name": "fc1", "LayerType": "gemm", "Inputs": TWO}, True),
-        ({"Name": "fc1", "LayerType": "gemm", "Inputs": TWO[:1]}, False),
-        ({"Name": "fc1", "LayerType": "gemm", "Inputs": TWO[:1], "Constants": TWO[1:]}, True),
-        ({"Name": "conv", "LayerType": "CaskConvolution", **WEIGHTS}, True),
-        ({"Name": "_gemm_mha_v2_myl0_3", "LayerType": "fusion", "Inputs": TWO[:1]}, True),
-        ({"Name": "_gemm_mha_v2_myl0_3", "LayerType": "fusion", "Inputs": [{"Datatype": "Half"}]}, False),
-    ],
-)
-def test_a_product_is_told_from_its_operands_or_its_kernel(row: dict[str, Any], integer: bool) -> None:
-    found = count_products(inspected_layers(json.dumps({"Layers": [row], "Bindings": ["image"]})))
-
-    assert (found.integer, found.float) == ((1, 0) if integer else (0, 1))
+@compiles
+def test_a_free_batch_needs_a_profile(model: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="leaves its batch size open; say which ones the engine is for"):
+        tensorrt_build.build(model)
 
 
-def test_what_is_no_product_is_not_counted() -> None:
-    rows: list[Any] = [
-        {"Name": "quantize", "LayerType": "kgen", "Inputs": TWO, "TacticName": "__myl_MulRou_int8"},
-        {"Name": "Reformatting CopyNode for Input Tensor 0 to conv1", "LayerType": "Reformat", "Inputs": TWO},
-        "only a name",
-    ]
-    small = {**product("Float"), "Metadata": "[ONNX Layer: blocks.0.attn.scores.key_shift.row]"}
+@compiles
+def test_a_float_model_quantizes_nothing(tiny_run: Path, tmp_path: Path) -> None:
+    result = check(api.export(tiny_run, target="fp32", output=tmp_path / "fp32.onnx"))
 
-    found = count_products(inspected_layers(json.dumps({"Layers": [*rows, small]})))
-
-    assert (found.integer, found.float, found.small, found.fused_attention) == (0, 0, 1, 0)
-    assert found.layers == {"Reformat": 1, "gemm": 1, "kgen": 1}
+    assert (result.expected, result.int8_gemms, result.dequantizing_gemms) == (0, 0, 0)
+    assert len(result.in_float) == result.float_gemms
+    assert result.verdict == "the file quantizes no product"
 
 
-# The float baseline.
+def test_layers_are_read_from_the_record() -> None:
+    record = """Layers:
+Name: mm_myl0_2, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [-1,64], Datatype: Int8, Format: (Linear) Row }], \
+Constants: [ { Name: w, Dimensions: [64,32], Datatype: Int8, Format: x }, { Name: c, Datatype: Float }], \
+Outputs: [ { Name: y, Dimensions: [-1,32], Datatype: Float }], TacticName: stub, StreamId: 0, \
+Metadata: [ONNX Layer: blocks.0.q.total]\x1f[ONNX Layer: x[1]]
+Name: shape, LayerType: shape_call, Inputs: [], Outputs: [], TacticName: , StreamId: 0, Metadata: 
+
+I/O Tensors:
+ Name: x, IOMode: Input, DataType: Float"""
+    product, shape = tensorrt_build.parse_layers(record)
+
+    assert (product.kind, product.inputs, product.constants) == ("gemm", ("Int8",), ("Int8", "Float"))
+    assert (product.outputs, product.origin, product.tactic) == (("Float",), ("blocks.0.q.total", "x[1]"), "stub")
+    assert (shape.kind, shape.inputs, shape.constants, shape.origin) == ("shape_call", (), (), ())
 
 
-def test_float16_is_the_same_network(float_model: Path) -> None:
-    half = float16(read_model(float_model))
-    kinds = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
-    with OrtRunner(half, 1) as ours, OrtRunner(float_model, 1) as reference:
-        a, b = logits(ours, images(4)), logits(reference, images(4))
-
-    assert onnx.TensorProto.FLOAT not in kinds.values()
-    assert {value.type.tensor_type.elem_type for value in (*half.graph.input, *half.graph.output)} == {1}
-    assert 0 < np.abs(a - b).max() < 5e-3 * np.abs(b).max()
+# Twelve blocks of DeiT-T's size.
 
 
-def test_the_compiler_fuses_the_baselines_attention_and_keeps_the_models_integers(
-    model: Path, float_model: Path
-) -> None:
-    """Else the comparison would be with a straw man."""
-    pytest.importorskip("tensorrt_rtx")
-    half = float16(read_model(float_model)).SerializeToString()
+@compiles
+@pytest.mark.parametrize(("attention", "int8_gemms", "small"), [("qkr", 12 * 6 + 4, 24), ("qk", 12 * 6 + 1 + 4, 12)])
+def test_a_whole_deit_tiny(tmp_path: Path, attention: Any, int8_gemms: int, small: int) -> None:
+    result = check(export(deit_tiny(attention), tmp_path / "model.onnx"))
 
-    baseline = count_products(tensorrt_build.build(half, profile=(4, 4, 4)).layers)
-    ours = count_products(tensorrt_build.build(model, profile=(4, 4, 4)).layers)
+    assert counts(result) == (int8_gemms, small, 0, small, 0)
 
-    assert (baseline.integer, baseline.fused_attention) == (0, 2)
-    assert (ours.float, ours.small) == (0, 4)
-    assert ours.integer >= 12
+
+def counts(result: Check) -> tuple[int, int, int, int, int]:
+    floats = result.float_gemms, result.dequantizing_gemms
+    return result.int8_gemms, *floats, len(result.small), len(result.in_float)
+
+
+def deit_tiny(attention: Any) -> Frozen:
+    """Random, calibrated, one step per token."""
+    import timm
+    import torch
+
+    from ofq_deploy.datasets import folder_preprocessing
+    from ofq_deploy.train.convert import calibrate, convert
+    from ofq_deploy.train.freeze import freeze
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network: Any = timm.create_model("deit_tiny_patch16_224").eval()
+        student, _ = convert(network, Quantization(4, 4, attention=attention))
+        calibrate(student, torch.randn(2, 3, 224, 224))
+    return freeze(student, Quantization(4, 4, attention=attention), folder_preprocessing(224), ("class",) * 1000)

@@ -450,7 +450,9 @@ def _bench_gpu(
                 write_checked(_build(found.run, "fp32", None), baseline)
             shape = image_shape(found.model.path, "model", batches)
             result = bench_tensorrt(found.model.path, baseline, batches, shape, report, protocol)
-    return {"schema": "ofq-deploy/bench/1", **result, "environment": environment()}
+    sizes = [part for batch in batches for part in ("--batch", str(batch))]
+    command = ["ofq-deploy", "bench", str(found.model.path), "--backend", backend, *sizes, "--seconds", f"{seconds:g}"]
+    return {"schema": "ofq-deploy/bench/1", "command": shlex.join(command), **result, "environment": environment()}
 
 
 def _fill_run(

@@ -393,11 +393,7 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
 
     if target != "tensorrt":
         raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")
-    path = Path(model) if model is not None else newest_run().path
-    others = tuple(name for name in TARGET_NAMES if name != target)
-    if path.is_dir() and not exported_models(path, others):
-        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target {target}")
-    path = model_path(path, others)
+    path = _tensorrt_model(model)
     result = check_engine(path)
     return {
         "schema": "ofq-deploy/check/1",
@@ -409,6 +405,15 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
         "passed": result.passed,
         **asdict(result),
     }
+
+
+def _tensorrt_model(model: str | Path | None) -> Path:
+    """The model itself, or the newest one in a run folder that was exported for TensorRT."""
+    path = Path(model) if model is not None else newest_run().path
+    others = tuple(name for name in TARGET_NAMES if name != "tensorrt")
+    if path.is_dir() and not exported_models(path, others):
+        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target tensorrt")
+    return model_path(path, others)
 
 
 def _bench_gpu(
@@ -441,7 +446,7 @@ def _bench_gpu(
         from ofq_deploy.runtime_tests.tensorrt_bench import bench_tensorrt
 
         available()
-        found = find(model)
+        found = find(_tensorrt_model(model))
         with tempfile.TemporaryDirectory() as folder:
             if baseline is None and found.run is not None:
                 from ofq_deploy.export.write import write_checked

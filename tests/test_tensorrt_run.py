@@ -1,7 +1,10 @@
 """Running engines and judging them, on a stand-in for TensorRT; and what TensorRT-RTX makes of the two networks."""
 
 import json
+import re
+import shutil
 import stat
+import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,7 +18,7 @@ from typer.testing import CliRunner
 from ofq_deploy import api
 from ofq_deploy.cli import app
 from ofq_deploy.doctor import examine
-from ofq_deploy.errors import BackendMissing
+from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt_bench, tensorrt_build
@@ -262,6 +265,25 @@ def test_doctor_says_what_bench_would(monkeypatch: pytest.MonkeyPatch, present: 
     )
     if not present:
         assert "ofq-deploy check MODEL --target tensorrt" in found["tensorrt"]["install"]
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")
+@pytest.mark.parametrize("backend", ["tensorrt", "torch-cuda"])
+def test_the_command_exits_4_with_one_line(backend: str) -> None:
+    command = [sys.executable, "-m", "ofq_deploy", "bench", "model.onnx", "--backend", backend]
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout) == (4, "")
+    assert re.fullmatch(r"ofq-deploy: .*(no NVIDIA GPU is visible|has no CUDA|TensorRT is missing).*\n", done.stderr)
+
+
+def test_a_folder_without_a_model_for_it_says_how_to_make_one(
+    trt: FakeTensorRT, tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.onnx"))
+
+    with pytest.raises(OnnxFileError, match=r"ofq-deploy export .*run --target tensorrt"):
+        api.bench(tmp_path / "run", backend="tensorrt")
 
 
 def test_profile_is_refused(tiny_run: Path) -> None:

@@ -213,7 +213,7 @@ class _Deserialized:
 def _engine(
     trt: Any, model: "Path | onnx.ModelProto", gpu: cuda.Gpu, batch: int, optimization_level: int | None
 ) -> _Deserialized:
-    content = (read_model(model) if isinstance(model, Path) else model).SerializeToString(deterministic=True)
+    content = _typed(read_model(model) if isinstance(model, Path) else model).SerializeToString(deterministic=True)
     ingredients = Ingredients(
         model=hashlib.sha256(content).hexdigest(),
         builder=hashlib.sha256(Path(tensorrt_build.__file__).read_bytes()).hexdigest(),
@@ -241,6 +241,15 @@ def _engine(
     if built.timing_cache:
         engine_cache.store_timings(ingredients, built.timing_cache)
     return _Deserialized(engine, False, timings is not None, len(built.plan))
+
+
+def _typed(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """The model with the types of its outputs, which TensorRT asks for and a proof's taps leave open."""
+    import onnx
+
+    if all(output.type.tensor_type.elem_type for output in model.graph.output):
+        return model
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def _information(trt: Any, engine: Any) -> str:

@@ -18,8 +18,6 @@ import onnx
 from ofq_deploy.runtime_tests.ort import OrtRunner
 from ofq_deploy.runtime_tests.rounds import wall_timer
 
-DTYPES = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.INT8: np.int8}
-
 
 class Severity(IntEnum):
     ERROR = 1
@@ -77,7 +75,9 @@ class CudaEngine:
         values = [*model.graph.input, *model.graph.output]
         self.inputs = [value.name for value in model.graph.input]
         self.names = [value.name for value in values]
-        self.dtypes = {value.name: DTYPES[value.type.tensor_type.elem_type] for value in values}
+        self.dtypes = {
+            value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in values
+        }
         self.shapes = {
             value.name: tuple(axis.dim_value or -1 for axis in value.type.tensor_type.shape.dim) for value in values
         }
@@ -135,6 +135,7 @@ class Parser:
 
     def parse(self, content: bytes) -> bool:
         self.network.content = content
+        assert all(value.type.tensor_type.elem_type for value in onnx.load_from_string(content).graph.output)
         return True
 
 

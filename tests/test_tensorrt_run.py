@@ -21,10 +21,10 @@ from ofq_deploy.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import logits
-from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt_bench, tensorrt_build
+from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt, tensorrt_bench, tensorrt_build
 from ofq_deploy.runtime_tests.engine_cache import Ingredients
 from ofq_deploy.runtime_tests.float16 import float16
-from ofq_deploy.runtime_tests.model_file import read_model
+from ofq_deploy.runtime_tests.model_file import read_model, with_taps
 from ofq_deploy.runtime_tests.ort import OrtRunner
 from ofq_deploy.runtime_tests.rounds import Protocol
 from ofq_deploy.runtime_tests.runners import open_runner
@@ -363,3 +363,24 @@ def test_the_compiler_fuses_the_baselines_attention_and_keeps_the_models_integer
     assert (baseline.integer, baseline.fused_attention) == (0, 2)
     assert (ours.float, ours.small) == (0, 4)
     assert ours.integer >= 12
+
+
+def test_a_proof_can_run_through_engines(trt: FakeTensorRT, model: Path) -> None:
+    """With taps as inputs and outputs of other types, and several batch sizes."""
+    result = api.validate(model, backend="tensorrt", images=2)
+
+    assert result["passed"], result["faults"]
+    assert result["backend"] == "tensorrt"
+    assert result["codes_compared"] > 50_000
+
+
+def test_the_compiler_takes_the_graph_of_a_proof_and_keeps_its_integers(model: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    tapped = tensorrt._typed(with_taps(read_model(model)))
+
+    plain, observed = (
+        count_products(tensorrt_build.build(graph.SerializeToString(), profile=(3, 3, 3)).layers)
+        for graph in (read_model(model), tapped)
+    )
+
+    assert (observed.integer, observed.float) == (plain.integer, 0)

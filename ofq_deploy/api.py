@@ -34,6 +34,7 @@ __all__ = [
     "inspect",
     "lint",
     "load_frozen",
+    "package",
     "parity",
     "predict",
     "train",
@@ -286,6 +287,8 @@ def bench(
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench, and for "tensorrt" and "torch-cuda" the functions
     of tensorrt_bench and torch_cuda.
     """
+    if backend in GPU_BACKENDS and not profile:
+        return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
     from ofq_deploy.runtime_tests.bench import image_shape
@@ -294,8 +297,6 @@ def bench(
     check_backend(backend, GPU_BACKENDS)
     if profile and backend != "ort-cpu":
         raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
-    if backend in GPU_BACKENDS:
-        return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
     found = find(model)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -346,6 +347,41 @@ def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict
         }
         for image, row, order in zip(images, probabilities, best, strict=True)
     ]
+
+
+def package(
+    model: str | Path | None = None,
+    *,
+    kind: str,
+    output: Path,
+    name: str | None = None,
+    backend: str | None = None,
+    max_batch: int | None = None,
+    threads: int | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write a folder to serve a model from (default: the newest of the newest run).
+
+    kind:      "triton" for a model repository of NVIDIA's Triton Inference Server, "ort" for a folder with a script
+    name:      of the model, by default of its run folder or file
+    backend:   of Triton, "onnxruntime" or "tensorrt"; by default the one that the model was exported for
+    max_batch: images that Triton may run at once, by default 8
+    threads:   of one operator on the CPU in Triton, by default one per core
+
+    Returns the manifest as a JSON table, with the key "package".
+    """
+    from ofq_deploy.package import make_package
+
+    return make_package(
+        model_path(model),
+        kind,
+        Path(output),
+        name=name,
+        backend=backend,
+        max_batch=max_batch,
+        threads=threads,
+        force=force,
+    )
 
 
 def inspect(subject: str | Path | None = None) -> dict[str, Any]:

@@ -310,6 +310,34 @@ def predict(
 
 
 @app.command()
+def package(
+    kind: Annotated[str, typer.Option("--for", help="triton (a model repository) or ort (a folder with a script).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to make.")],
+    model: Subject = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model [default: its run folder or file].")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Triton: onnxruntime or tensorrt [default: what the model was exported for].")
+    ] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Triton: images run at once [default: 8].")] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="Triton: CPU threads [default: one per core].")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a folder to serve a model from, with labels, preprocessing and instructions.
+
+    Example: ofq-deploy package runs/digits-w4a4 --for ort -o served
+    """
+    from ofq_deploy import api
+
+    result = api.package(
+        model, kind=kind, output=output, name=name, backend=backend, max_batch=max_batch, threads=threads, force=force
+    )
+    _reporter(quiet or as_json).say(f"{len(result['files'])} files; {output / 'README.md'} says how to use them")
+    _finish(result, str(output), as_json, None, False)
+
+
+@app.command()
 def bench(
     model: Subject = None,
     backend: Annotated[

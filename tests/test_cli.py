@@ -25,7 +25,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
 from ofq_deploy.runtime_tests.model_file import read_model
 
-COMMANDS = ["demo", "train", "import", "export", "validate", "predict", "bench", "lint", "inspect", "doctor"]
+COMMANDS = ["demo", "train", "import", "export", "validate", "predict", "package", "bench", "lint", "inspect", "doctor"]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "timm", "onnx_ir", "sklearn", "matplotlib", "scipy", "PIL"}
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
 Done = subprocess.CompletedProcess[str]

@@ -51,6 +51,20 @@ def validation_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def check_text(result: dict[str, Any]) -> str:
+    """What `check` found, a line each."""
+    layers = f"{result['int8_gemms']} int8, {result['float_gemms']} float, {result['dequantizing_gemms']} dequantizing"
+    lines = [
+        f"{result['model']} in {result['package']} {result['version']}: {result['layers']} layers, of them products: "
+        f"{layers}; built in {result['build_seconds']:.1f} s",
+        f"products: {result['int8']} of {result['expected']} quantized ones are computed in int8; in float "
+        f"{len(result['small'])} small ones for shifts, {len(result['in_float'])} others",
+    ]
+    lines += [f"WARNING {warning}" for warning in result["warnings"]]
+    lines += [f"FAULT {fault['operator']} {fault['node']}: {fault['cause']}" for fault in result["faults"]]
+    return "\n".join([*lines, ("PASSED: " if result["passed"] else "FAILED: ") + result["verdict"]])
+
+
 def parity_text(result: dict[str, Any]) -> str:
     """What `parity` found, a line each."""
     lines = [f"{result['model']}, {result['images']} images"]
@@ -72,20 +86,6 @@ def parity_text(result: dict[str, Any]) -> str:
     lines += [f"FAULT {fault}" for fault in result["faults"]]
     lines.append("EQUAL but for ties" if result["passed"] else "THEY DIFFER")
     return "\n".join(lines)
-
-
-def check_text(result: dict[str, Any]) -> str:
-    """What `check` found, a line each."""
-    layers = f"{result['int8_gemms']} int8, {result['float_gemms']} float, {result['dequantizing_gemms']} dequantizing"
-    lines = [
-        f"{result['model']} in {result['package']} {result['version']}: {result['layers']} layers, of them products: "
-        f"{layers}; built in {result['build_seconds']:.1f} s",
-        f"products: {result['int8']} of {result['expected']} quantized ones are computed in int8; in float "
-        f"{len(result['small'])} small ones for shifts, {len(result['in_float'])} others",
-    ]
-    lines += [f"WARNING {warning}" for warning in result["warnings"]]
-    lines += [f"FAULT {fault['operator']} {fault['node']}: {fault['cause']}" for fault in result["faults"]]
-    return "\n".join([*lines, ("PASSED: " if result["passed"] else "FAILED: ") + result["verdict"]])
 
 
 def golden_text(result: dict[str, Any]) -> str:

@@ -127,8 +127,8 @@ class Stream:
 def _driver(uuid: str) -> str:
     found = _smi("driver_version", uuid)
     if not found and MODULE.is_file():
-        match = re.search(r"Module[^\d]*([\d.]+)", MODULE.read_text())
-        found = match[1] if match else ""
+        match = re.search(r"\d+(\.\d+)+", MODULE.read_text())
+        found = match[0] if match else ""
     return found
 
 

@@ -37,7 +37,7 @@ def bench_tensorrt(
 
     Every engine is first compared with ONNX Runtime on the same graph. Rows are of CUDA graphs; those of plain
     launches are under `latency_ms_without_graph` and `speedup_without_graph`. `passed` is false when no product of
-    the model runs in integers. Raises what TensorRTRunner raises.
+    the model runs in integers, and when an engine overflows. Raises what TensorRTRunner raises.
     """
     protocol = protocol or Protocol()
     graphs = {"model": read_model(model)}
@@ -60,11 +60,15 @@ def bench_tensorrt(
             for captured in (True, False):
                 _time(runners, batch, captured, protocol, report, result)
     counts = result["model"]["batches"][0]["products"]
-    result["passed"] = all(row["products"]["integer"] for row in result["model"]["batches"])
-    if not result["passed"]:
+    if not all(row["products"]["integer"] for row in result["model"]["batches"]):
         result["faults"].append(
             "no product of the engine runs in integers; see: ofq-deploy check MODEL --target tensorrt"
         )
+    for role in graphs:
+        rows = result[role]["batches"]
+        if any(row["against_onnxruntime"]["worst_logit_difference"] is None for row in rows):
+            result["faults"].append(f"the engine of {ROLES[role]} gives logits that are not finite")
+    result["passed"] = not result["faults"]
     result["verdict"] = _verdict(counts, result.get("speedup", []))
     return result
 
@@ -73,6 +77,7 @@ def _described(runner: TensorRTRunner, graph: "onnx.ModelProto", images: np.ndar
     """What the engine is, what it multiplies, and how far its logits are from those of ONNX Runtime."""
     with OrtRunner(graph, 1) as reference:
         expected, found = logits(reference, images), logits(runner, images)
+    finite = bool(np.isfinite(found).all())
     return {
         "batch": runner.batch,
         "engine": asdict(runner.metadata),
@@ -80,7 +85,7 @@ def _described(runner: TensorRTRunner, graph: "onnx.ModelProto", images: np.ndar
         "against_onnxruntime": {
             "images": len(images),
             "same_prediction": int((expected.argmax(-1) == found.argmax(-1)).sum()),
-            "worst_logit_difference": float(np.abs(expected - found).max()),
+            "worst_logit_difference": float(np.abs(expected - found).max()) if finite else None,
         },
     }
 

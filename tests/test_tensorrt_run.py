@@ -20,7 +20,7 @@ from ofq_deploy.cli import app
 from ofq_deploy.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runner import logits
+from ofq_deploy.runner import Arrays, logits
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt, tensorrt_bench, tensorrt_build
 from ofq_deploy.runtime_tests.engine_cache import Ingredients
 from ofq_deploy.runtime_tests.float16 import float16
@@ -196,6 +196,26 @@ def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Pat
     assert all(row["interval"][0] <= row["ratio_of_medians"] <= row["interval"][1] for row in result["speedup"])
     assert [row["sm_clock_mhz"] for row in result["rounds"]] == [[1980] * 3] * 4
     json.dumps(result)
+
+
+def test_an_engine_that_overflows_is_a_fault(
+    trt: FakeTensorRT, model: Path, float_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer = TensorRTRunner.infer
+
+    def overflowing(self: TensorRTRunner, inputs: Arrays) -> Arrays:
+        integer = count_products(self.layers).integer
+        return {name: value if integer else value / 0 for name, value in infer(self, inputs).items()}
+
+    monkeypatch.setattr(TensorRTRunner, "infer", overflowing)
+    with np.errstate(all="ignore"):
+        result = tensorrt_bench.bench_tensorrt(model, float_model, (1,), (1, 16, 16), Reporter(True))
+
+    assert not result["passed"]
+    assert result["faults"] == [
+        f"the engine of the float model in {dtype} gives logits that are not finite" for dtype in ("float16", "float32")
+    ]
+    assert "NaN" not in json.dumps(result)
 
 
 def test_bench_exits_3_when_nothing_ran_in_integers(

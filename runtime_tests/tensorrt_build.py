@@ -108,7 +108,13 @@ def build(
     # Read for its names: the file leaves out the nodes' and shortens the values'.
     content = read_model(model).SerializeToString() if isinstance(model, Path) else model
     log.records.clear()
-    builder = trt.Builder(log)
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # how its bindings say that CUDA does not start
+        raise BackendMissing(
+            f"{trt.__name__} builds on a GPU only, and finds none; remove it and install tensorrt_rtx, which builds "
+            "without, with: pip install 'ofq-deploy[tensorrt-rtx]'"
+        ) from error
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # 11 knows no other networks
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, log)

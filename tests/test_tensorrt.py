@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,8 +149,10 @@ def test_a_trained_model_is_proven(model: Path, tiny_run: Path) -> None:
 
 
 def test_inspect_says_that_weights_are_stored_as_bytes(model: Path) -> None:
-    layers = api.inspect(model)["layers"]
+    result = api.inspect(model)
+    layers = result["layers"]
 
+    assert "packed codes" not in result["bytes_by_kind"]
     assert {layer["bits_stored"] for layer in layers} == {8.0}
     assert {layer["bits_trained"] for layer in layers} == {4, 8}
 
@@ -198,6 +201,18 @@ def test_without_tensorrt_the_message_says_what_to_install(model: Path, monkeypa
     monkeypatch.setattr(tensorrt_build, "PACKAGES", ("no_such_package",))
 
     with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[tensorrt-rtx\]'"):
+        check(model)
+
+
+@compiles
+def test_full_tensorrt_without_a_gpu_is_told_apart(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    tensorrt_build.logger()
+    monkeypatch.setattr(tensorrt_build, "load", lambda: SimpleNamespace(__name__="tensorrt", Builder=refuse))
+
+    with pytest.raises(BackendMissing, match="tensorrt builds on a GPU only, and finds none"):
         check(model)
 
 

@@ -277,12 +277,15 @@ def bench(
     seconds: float = 3.0,
     baseline: Path | None = None,
     profile: bool = False,
+    affinity: Iterable[int] = (),
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Measure a model (default: the newest of the newest run), interleaved with a baseline.
 
+    model:    any ONNX file that takes images
     baseline: an ONNX file; by default the float model of the run that the model came from
     profile:  add the time of every operator, by kind and by role (ort-cpu)
+    affinity: numbers of the CPUs to stay on; threads = 0 then means one for each of them
 
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench, and for "tensorrt" and "torch-cuda" the functions
     of tensorrt_bench and torch_cuda.
@@ -291,36 +294,30 @@ def bench(
         return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
-    from ofq_deploy.runtime_tests.bench import image_shape
+    from ofq_deploy.runtime_tests.bench import image_shape, pinned
     from ofq_deploy.runtime_tests.runners import check_backend
 
     check_backend(backend, GPU_BACKENDS)
     if profile and backend != "ort-cpu":
         raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
-    found = find(model)
-
-    with tempfile.TemporaryDirectory() as folder:
-        own = baseline is None and found.run is not None
-        if own:
+    path, cpus = model_path(model), tuple(affinity)
+    run = _run_of(path) if baseline is None else None
+    with tempfile.TemporaryDirectory() as folder, pinned(cpus):
+        if run is not None:
             from ofq_deploy.export.write import write_checked
 
-            assert found.run is not None
             baseline = Path(folder) / "fp32.onnx"
-            write_checked(_build(found.run, "fp32", None), baseline)
-        elif baseline is not None:
-            from ofq_deploy.runtime_tests.model_file import read_model
-
-            read_model(baseline)
-        arguments = tuple(batches), threads, seconds, report or Reporter(), backend
-        result = measure(found.model.path, baseline, *arguments)
+            write_checked(_build(run, "fp32", None), baseline)
+        threads = threads or len(cpus)
+        result = measure(path, baseline, tuple(batches), threads, seconds, report or Reporter(), backend)
         if profile:
             from ofq_deploy.runtime_tests.profile import profile as measure_operators
 
-            for role, path in (("model", found.model.path), ("baseline", baseline)):
-                if path is not None:
-                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(path))
-                    result[role]["profile"] = asdict(measure_operators(path, threads, shape))
-        if own:
+            for role, file in (("model", path), ("baseline", baseline)):
+                if file is not None:
+                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(file))
+                    result[role]["profile"] = asdict(measure_operators(file, threads, shape))
+        if run is not None:
             result["baseline"]["path"] = "the run's float model"
     return result | {"environment": environment()}
 
@@ -477,23 +474,25 @@ def _bench_gpu(
                 f"no frozen file with the hash that {found.model.path} names was found, and torch-cuda takes the layers "
                 "from it; keep the model in its run folder"
             )
+        path = found.model.path
         result = bench_torch_cuda(found.frozen, batches, report, protocol)
     else:
         from ofq_deploy.runtime_tests.tensorrt import available
         from ofq_deploy.runtime_tests.tensorrt_bench import bench_tensorrt
 
         available()
-        found = find(_tensorrt_model(model))
+        path = _tensorrt_model(model)
+        run = _run_of(path) if baseline is None else None
         with tempfile.TemporaryDirectory() as folder:
-            if baseline is None and found.run is not None:
+            if run is not None:
                 from ofq_deploy.export.write import write_checked
 
                 baseline = Path(folder) / "fp32.onnx"
-                write_checked(_build(found.run, "fp32", None), baseline)
-            shape = image_shape(found.model.path, "model", batches)
-            result = bench_tensorrt(found.model.path, baseline, batches, shape, report, protocol)
+                write_checked(_build(run, "fp32", None), baseline)
+            shape = image_shape(path, "model", batches)
+            result = bench_tensorrt(path, baseline, batches, shape, report, protocol)
     sizes = [part for batch in batches for part in ("--batch", str(batch))]
-    command = ["ofq-deploy", "bench", str(found.model.path), "--backend", backend, *sizes, "--seconds", f"{seconds:g}"]
+    command = ["ofq-deploy", "bench", str(path), "--backend", backend, *sizes, "--seconds", f"{seconds:g}"]
     return {"schema": "ofq-deploy/bench/1", "command": shlex.join(command), **result, "environment": environment()}
 
 
@@ -541,6 +540,14 @@ def _build(source: Run, target: str, opset: int | None) -> Any:
     from ofq_deploy.export.targets import TARGETS
 
     return build(frozen, TARGETS[target], opset, sha256(file))
+
+
+def _run_of(model: Path) -> Run | None:
+    """The run that a model was exported from; None when it is not found, and for models from elsewhere."""
+    try:
+        return find(model).run
+    except OnnxFileError:
+        return None
 
 
 def _device(name: str) -> str:

@@ -1,22 +1,23 @@
 """Timing candidates in turn, round by round, so that whatever else the machine does hits all of them.
 
-A sample is the mean of a few calls. A ratio is taken within one round and its interval over the rounds.
+A sample is the mean of a few calls. Ratios compare the medians of rounds.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runtime_tests.speedup import FEWEST_ROUNDS, speedup
 
 Call = Callable[[int], None]  # does the work once; the number of the call picks its input
 Timer = Callable[[Call, int, int], list[float]]  # call, samples, calls of a sample -> milliseconds of one call
 Clock = Callable[[], int | None]  # MHz, where it can be read
 
 SAMPLES_KEPT = 500
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Protocol:
 
     warm_up_calls: int = 50
     warm_up_seconds: float = 1.0
-    rounds: int = 10
+    rounds: int = FEWEST_ROUNDS
     seconds: float = 0.0
     samples: int = 10
     calls: int = 10
@@ -61,29 +62,12 @@ class Latency:
     samples: list[float]
 
 
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """The baseline's time over the model's at one batch size.
-
-    ratio_of_medians: median over the rounds
-    interval:         95 %, by resampling the rounds
-    conclusive:       the interval leaves out 1
-    noise:            interquartile range of the baseline's samples over their median
-    """
-
-    batch: int
-    ratio_of_medians: float
-    interval: tuple[float, float]
-    conclusive: bool
-    noise: float
-
-
 def measure(
     candidates: dict[str, Call], timer: Timer, clock: Clock, protocol: Protocol, report: Reporter, title: str
 ) -> Measured:
     """Time the candidates in turn, first another one in each round.
 
-    Rounds in which the clock moved are left out, unless none would remain.
+    Rounds in which the clock moved are repeated, as often as there are rounds, and left out unless none would remain.
     """
     for call in candidates.values():
         _warm_up(call, timer, protocol)
@@ -91,7 +75,9 @@ def measure(
     steady: list[bool] = []
     start = time.perf_counter()
     with report.task(title, protocol.rounds) as advance:
-        while len(steady) < protocol.rounds or time.perf_counter() - start < protocol.seconds:
+        while (
+            sum(steady) < protocol.rounds and len(steady) < 2 * protocol.rounds
+        ) or time.perf_counter() - start < protocol.seconds:
             first = len(steady) % len(names)
             for name in names[first:] + names[:first]:
                 found.rounds[name].append(timer(candidates[name], protocol.samples, protocol.calls))
@@ -115,15 +101,10 @@ def latency(batch: int, rounds: list[list[float]], protocol: Protocol) -> Latenc
     return Latency(batch, calls, p10, p50, p90, p99, 1000 * batch / p50, [round(float(value), 5) for value in kept])
 
 
-def speedup(batch: int, baseline: list[list[float]], model: list[list[float]]) -> Speedup:
-    """How much faster the model is than the baseline that was timed in the same rounds."""
-    pairs = zip(baseline, model, strict=True)
-    ratios = np.asarray([np.median(theirs) / np.median(ours) for theirs, ours in pairs])
-    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLES, ratios.size))
-    low, high = (float(value) for value in np.percentile(np.median(drawn, axis=1), [2.5, 97.5]))
-    lower, middle, upper = np.percentile(np.concatenate(baseline), [25, 50, 75])
-    noise = float((upper - lower) / middle)
-    return Speedup(batch, float(np.median(ratios)), (low, high), not low <= 1 <= high, noise)
+def ratio(batch: int, baseline: list[list[float]], model: list[list[float]]) -> dict[str, Any]:
+    """The speed of the model over that of the baseline that was timed in the same rounds, as `bench` tells it."""
+    theirs, ours = (np.median(rounds, axis=1) for rounds in (baseline, model))
+    return {"batch": batch, **asdict(speedup(theirs, ours)), "cpu_time": None}
 
 
 def wall_timer(call: Call, samples: int, calls: int) -> list[float]:

@@ -13,7 +13,7 @@ from ofq_deploy.runtime_tests import cuda
 from ofq_deploy.runtime_tests.float16 import float16
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.ort import OrtRunner
-from ofq_deploy.runtime_tests.rounds import Protocol, latency, measure, speedup
+from ofq_deploy.runtime_tests.rounds import Protocol, latency, measure, ratio
 from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, count_products
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _time(
         result[role].setdefault(f"latency_ms{suffix}", []).append(asdict(latency(batch, rounds, protocol)))
     if "baseline" in runners:
         rows = result.setdefault(f"speedup{suffix}", [])
-        rows.append(asdict(speedup(batch, found.rounds["baseline"], found.rounds["model"])))
+        rows.append(ratio(batch, found.rounds["baseline"], found.rounds["model"]))
 
 
 def _verdict(counts: dict[str, Any], speedups: list[dict[str, Any]]) -> str:
@@ -117,7 +117,7 @@ def _verdict(counts: dict[str, Any], speedups: list[dict[str, Any]]) -> str:
     if not speedups:
         return f"{products}; nothing to compare with"
     ratios = ", ".join(
-        f"{row['ratio_of_medians']:.2f} at batch {row['batch']}" + ("" if row["conclusive"] else " (within noise)")
+        f"{row['ratio_of_medians']:.2f} at batch {row['batch']}" + ("" if row["conclusive"] else " (not conclusive)")
         for row in speedups
     )
     return f"{products}; speed over float16: {ratios}"

@@ -14,7 +14,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests import cuda
 from ofq_deploy.runtime_tests.int8_block import Block, check_block, check_int8, product
 from ofq_deploy.runtime_tests.parity import TIE_SHARE
-from ofq_deploy.runtime_tests.rounds import Call, Clock, Protocol, Timer, latency, measure, speedup
+from ofq_deploy.runtime_tests.rounds import Call, Clock, Protocol, Timer, latency, measure, ratio
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +215,7 @@ def _compare(
         "latency_ms": {name: asdict(row) for name, row in rows.items()},
         "fastest_float": fastest,
         "speedup": {
-            name: asdict(speedup(batch, found.rounds[fastest], rounds))
+            name: ratio(batch, found.rounds[fastest], rounds)
             for name, rounds in found.rounds.items()
             if not name.startswith(FLOATS)
         },

@@ -225,7 +225,7 @@ def validate(
 
     subject:  an ONNX model, or a run folder whose newest exported model is meant (default: the newest run)
     run:      the run folder or frozen file, when it is not beside the model or under runs/
-    backend:  the runtime that is proven: "ort-cpu" or "openvino"
+    backend:  the runtime that is proven: "ort-cpu", "openvino" or "tensorrt"
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code

@@ -219,6 +219,10 @@ def validate(
     max_drop: float | None = None,
     images: int = PROOF_IMAGES,
     golden: Path | None = None,
+    reference: Path | None = None,
+    classes: Path | None = None,
+    preprocessing: Path | None = None,
+    tolerance: float | None = None,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Prove a model against the training that it came from, and measure its accuracy.
@@ -229,6 +233,11 @@ def validate(
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code
+    classes:  a file that names the model's classes as the data does; see ofq_deploy.classes.read_classes
+
+    reference: instead, the float ONNX model that `subject`, a model from elsewhere, was quantized from
+    preprocessing: a JSON file, for a model from elsewhere; see ofq_deploy.images.read_preprocessing
+    tolerance: error of a tensor of such a model that is a fault, as a share of the reference's RMS
 
     Returns a JSON table with "passed" and "faults".
     """
@@ -236,10 +245,24 @@ def validate(
 
     report = report or Reporter()
     if golden is not None:
-        if data is not None or max_drop is not None or run is not None:
+        if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
         return validate_golden(subject, Path(golden), report)
-    return validate_model(subject, run, data, max_drop, images, backend, report)
+    for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
+        if value is not None and not value >= 0:  # as nothing exceeds a NaN
+            raise DataError(f"{option} is {value:g}; expected a number from 0")
+    names = Path(classes) if classes else None
+    if reference is not None:
+        from ofq_deploy.foreign import validate_foreign
+
+        if run is not None:
+            raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
+        how = Path(preprocessing) if preprocessing else None
+        files = model_path(subject), Path(reference)
+        return validate_foreign(*files, data, names, how, max_drop, tolerance, images, backend, report)
+    if preprocessing is not None or tolerance is not None:
+        raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
+    return validate_model(subject, run, data, names, max_drop, images, backend, report)
 
 
 def parity(

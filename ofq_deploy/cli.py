@@ -101,7 +101,7 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")] = "digits-w4a4",
-    data: Annotated[str | None, typer.Option(help="digits, or a folder with train/ and val/.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, a folder with train/ and val/, or hf:NAME.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weight_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
     act_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
@@ -214,7 +214,8 @@ def validate(
     subject: Subject = None,
     run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, a folder or .csv of images [default: the run's own].")
+        str | None,
+        typer.Option(help="digits, a folder, .csv or .parquet, or hf:NAME[:SPLIT] [default: the run's own]."),
     ] = None,
     backend: Annotated[str, typer.Option(help="Runtime to prove: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     max_drop: Annotated[
@@ -222,6 +223,25 @@ def validate(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images for the operator-by-operator proof.")] = 16,
     golden: Annotated[Path | None, typer.Option(help="Compare a run with golden data of OFQ's official code.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Compare a model from elsewhere with this float ONNX model.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names of the model's classes: one per line, or a .csv of index and any names (folders, ids)."
+        ),
+    ] = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --reference: JSON of size, resize, interpolation, mean, std [default: the model's, else DeiT's]."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --reference: allowed error of a tensor, RMS over RMS [default: 0.25]."),
+    ] = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -229,7 +249,11 @@ def validate(
 ) -> None:
     """Prove that a model computes what training computed, and measure its accuracy; exit 3 if it does not.
 
+    A model from elsewhere is compared with the float model that it was quantized from: accuracy, and tensor by tensor.
+
     Example: ofq-deploy validate runs/digits-w4a4 --max-drop 1
+
+    Example: ofq-deploy validate int8.onnx --reference fp32.onnx --data imagenet/val --max-drop 1
     """
     from ofq_deploy import api
 
@@ -242,9 +266,14 @@ def validate(
         max_drop=max_drop,
         images=images,
         golden=golden,
+        reference=reference,
+        classes=classes,
+        preprocessing=preprocessing,
+        tolerance=tolerance,
         report=_reporter(quiet),
     )
-    text = texts.golden_text(result) if golden else texts.validation_text(result)
+    show = texts.golden_text if golden else texts.foreign_text if reference else texts.validation_text
+    text = show(result)
     _finish(result, text, as_json, output, force)
     raise typer.Exit(0 if result["passed"] else NEGATIVE)
 

@@ -22,6 +22,7 @@ API = {
     "cli.py",
     "comparison.py",
     "demo.py",
+    "foreign.py",
     "lookup.py",
     "package.py",
     "servable.py",

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.errors import DataError, ModelError, OnnxFileError, RecipeError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, ModelError, OnnxFileError, RecipeError, RunError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
@@ -43,6 +43,7 @@ __all__ = [
 
 TARGET_NAMES = ("portable", "ort-cpu", "openvino", "tensorrt", "fp32")
 PROOF_IMAGES = 16
+GPU_BACKENDS = ("tensorrt", "torch-cuda")
 
 
 def convert(model: "nn.Module | str | Path", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
@@ -228,7 +229,7 @@ def validate(
 
     subject:  an ONNX model, or a run folder whose newest exported model is meant (default: the newest run)
     run:      the run folder or frozen file, when it is not beside the model or under runs/
-    backend:  the runtime that is proven: "ort-cpu" or "openvino"
+    backend:  the runtime that is proven: "ort-cpu", "openvino" or "tensorrt"
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code
@@ -309,14 +310,17 @@ def bench(
     profile:  add the time of every operator, by kind and by role (ort-cpu)
     affinity: numbers of the CPUs to stay on; threads = 0 then means one for each of them
 
-    Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
+    Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench, and for "tensorrt" and "torch-cuda" the functions
+    of tensorrt_bench and torch_cuda.
     """
+    if backend in GPU_BACKENDS and not profile:
+        return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
     from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
     from ofq_deploy.runtime_tests.bench import image_shape, pinned
     from ofq_deploy.runtime_tests.runners import check_backend
 
-    check_backend(backend)
+    check_backend(backend, GPU_BACKENDS)
     if profile and backend != "ort-cpu":
         raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
     path, cpus = model_path(model), tuple(affinity)
@@ -446,11 +450,7 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
 
     if target != "tensorrt":
         raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")
-    path = Path(model) if model is not None else newest_run().path
-    others = tuple(name for name in TARGET_NAMES if name != target)
-    if path.is_dir() and not exported_models(path, others):
-        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target {target}")
-    path = model_path(path, others)
+    path = _tensorrt_model(model)
     result = check_engine(path)
     return {
         "schema": "ofq-deploy/check/1",
@@ -462,6 +462,61 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
         "passed": result.passed,
         **asdict(result),
     }
+
+
+def _tensorrt_model(model: str | Path | None) -> Path:
+    """The model itself, or the newest one in a run folder that was exported for TensorRT."""
+    path = Path(model) if model is not None else newest_run().path
+    others = tuple(name for name in TARGET_NAMES if name != "tensorrt")
+    if path.is_dir() and not exported_models(path, others):
+        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target tensorrt")
+    return model_path(path, others)
+
+
+def _bench_gpu(
+    backend: str,
+    model: str | Path | None,
+    batches: tuple[int, ...],
+    seconds: float,
+    baseline: Path | None,
+    report: Reporter,
+) -> dict[str, Any]:
+    from ofq_deploy.environment import environment
+    from ofq_deploy.runtime_tests.bench import image_shape
+    from ofq_deploy.runtime_tests.rounds import Protocol
+
+    protocol = Protocol(seconds=seconds)
+    if backend == "torch-cuda":
+        from ofq_deploy.runtime_tests import cuda
+        from ofq_deploy.runtime_tests.torch_cuda import WITHOUT_GPU, bench_torch_cuda
+
+        cuda.gpu(WITHOUT_GPU)
+        found = find(model)
+        if found.frozen is None:
+            raise RunError(
+                f"no frozen file with the hash that {found.model.path} names was found, and torch-cuda takes the layers "
+                "from it; keep the model in its run folder"
+            )
+        path = found.model.path
+        result = bench_torch_cuda(found.frozen, batches, report, protocol)
+    else:
+        from ofq_deploy.runtime_tests.tensorrt import available
+        from ofq_deploy.runtime_tests.tensorrt_bench import bench_tensorrt
+
+        available()
+        path = _tensorrt_model(model)
+        run = _run_of(path) if baseline is None else None
+        with tempfile.TemporaryDirectory() as folder:
+            if run is not None:
+                from ofq_deploy.export.write import write_checked
+
+                baseline = Path(folder) / "fp32.onnx"
+                write_checked(_build(run, "fp32", None), baseline)
+            shape = image_shape(path, "model", batches)
+            result = bench_tensorrt(path, baseline, batches, shape, report, protocol)
+    sizes = [part for batch in batches for part in ("--batch", str(batch))]
+    command = ["ofq-deploy", "bench", str(path), "--backend", backend, *sizes, "--seconds", f"{seconds:g}"]
+    return {"schema": "ofq-deploy/bench/1", "command": shlex.join(command), **result, "environment": environment()}
 
 
 def _fill_run(

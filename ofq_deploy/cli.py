@@ -217,7 +217,7 @@ def validate(
         str | None,
         typer.Option(help="digits, a folder, .csv or .parquet, or hf:NAME[:SPLIT] [default: the run's own]."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="Runtime to prove: ort-cpu or openvino.")] = "ort-cpu",
+    backend: Annotated[str, typer.Option(help="Runtime to prove: ort-cpu, openvino or tensorrt.")] = "ort-cpu",
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")
     ] = None,
@@ -369,7 +369,9 @@ def package(
 @app.command()
 def bench(
     model: Subject = None,
-    backend: Annotated[str, typer.Option(help="Runtime: ort-cpu or openvino.")] = "ort-cpu",
+    backend: Annotated[
+        str, typer.Option(help="Runtime: ort-cpu, openvino, tensorrt, torch-cuda (docs/gpu.md).")
+    ] = "ort-cpu",
     batch: Annotated[
         list[int] | None, typer.Option(min=1, max=65536, help="Batch size; may be given again [default: 1].")
     ] = None,
@@ -410,7 +412,9 @@ def bench(
         affinity=map(int, cpus),
         report=_reporter(quiet),
     )
-    _finish(result, texts.bench_text(result), as_json, output, force)
+    text = texts.gpu_bench_text(result) if "gpu" in result else texts.bench_text(result)
+    _finish(result, text, as_json, output, force)
+    raise typer.Exit(0 if result.get("passed", True) else NEGATIVE)
 
 
 @app.command()

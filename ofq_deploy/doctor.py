@@ -5,13 +5,15 @@ from typing import Any
 
 from ofq_deploy.environment import CPU_FEATURES, cpu_flags, environment
 
+CHECK = "ofq-deploy check MODEL --target tensorrt builds engines without one"
 BACKENDS = {
     "ort-cpu": ("onnxruntime", "pip install onnxruntime"),
     "openvino": ("openvino", "pip install 'ofq-deploy[openvino]'"),
     "tensorrt": ("tensorrt", "pip install 'ofq-deploy[tensorrt]' (from NVIDIA's own index)"),
     "tensorrt-rtx": ("tensorrt_rtx", "pip install 'ofq-deploy[tensorrt-rtx]'"),
+    "torch-cuda": ("torch", "pip install torch"),
 }
-NEEDS_GPU = ("tensorrt", "tensorrt-rtx")
+WITHOUT_GPU = {"tensorrt": CHECK, "tensorrt-rtx": CHECK, "torch-cuda": "use ort-cpu, or a machine with one"}
 
 
 def examine() -> dict[str, Any]:
@@ -30,10 +32,8 @@ def examine() -> dict[str, Any]:
 def _backend(name: str, module: str, install: str) -> dict[str, Any]:
     if find_spec(module) is None:
         return {"ready": False, "why": f"package {module} is not installed", "install": install}
-    if name in NEEDS_GPU and not _has_nvidia_gpu():
-        return {"ready": False, "why": "no NVIDIA GPU is visible", "install": "run on a machine with one"}
-    if name not in ("ort-cpu", "openvino"):
-        return {"ready": False, "why": "installed, but this version does not run it", "install": "use ort-cpu"}
+    if name in WITHOUT_GPU and not _has_nvidia_gpu():
+        return {"ready": False, "why": "no NVIDIA GPU is visible", "install": WITHOUT_GPU[name]}
     return {"ready": True, "why": "", "install": ""}
 
 

@@ -217,6 +217,31 @@ def _conditions_line(result: dict[str, Any]) -> str:
     )
 
 
+def gpu_bench_text(result: dict[str, Any]) -> str:
+    """What `bench` measured on a GPU, a line each."""
+    gpu = result["gpu"]
+    lines = [f"{gpu['name']}, compute capability {gpu['capability']}, driver {gpu['driver'] or 'unknown'}"]
+    for role in ("model", "baseline", "float32"):
+        if role not in result:
+            continue
+        lines.append(f"{role} {result[role]['path']}")
+        for key, what in (("latency_ms", "CUDA graph"), ("latency_ms_without_graph", "plain launches")):
+            lines += [
+                f"  batch {row['batch']}, {row.get('form', what)}: p50 {row['p50']:.3f} ms, p10 {row['p10']:.3f}, "
+                f"p90 {row['p90']:.3f}, {row['images_per_s']:.0f} images/s ({row['calls']} calls)"
+                for row in result[role].get(key, [])
+            ]
+    for row in result.get("speedup", []):
+        noise = "" if row["conclusive"] else ", not conclusive"
+        lines.append(
+            f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed "
+            "({:.2f} to {:.2f} with 95 % confidence".format(*row["interval"])
+            + f"{noise})"
+        )
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    return "\n".join([*lines, result["verdict"]])
+
+
 def print_layers(result: dict[str, Any]) -> None:
     """The table of `inspect`, and the bytes by kind."""
     from rich.console import Console

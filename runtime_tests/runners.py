@@ -5,21 +5,22 @@ from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.runner import Runner
-from ofq_deploy.runtime_tests import executed, openvino, ort
+from ofq_deploy.runtime_tests import executed, openvino, ort, tensorrt
 from ofq_deploy.runtime_tests.elsewhere import ElsewhereRunner
 from ofq_deploy.runtime_tests.executed import Executed
 
 if TYPE_CHECKING:
     import onnx
 
-BACKENDS = ("ort-cpu", "openvino")
+BACKENDS = ("ort-cpu", "openvino", "tensorrt")
 PLAIN = "ort-cpu:plain"
 
 
-def check_backend(backend: str) -> None:
-    """Raise UnsupportedByTarget for a name that is no backend."""
-    if backend not in BACKENDS:
-        raise UnsupportedByTarget(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+def check_backend(backend: str, others: tuple[str, ...] = ()) -> None:
+    """Raise UnsupportedByTarget for a name that is neither a backend nor one of `others`."""
+    names = dict.fromkeys((*BACKENDS, *others))
+    if backend not in names:
+        raise UnsupportedByTarget(f"no backend {backend!r}; there are {', '.join(names)}")
 
 
 def open_runner(backend: str, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None) -> Runner:
@@ -39,6 +40,8 @@ def open_runner(backend: str, model: "Path | onnx.ModelProto", threads: int = 0,
             return ElsewhereRunner(Path(python), backend, model, threads, optimize=name != PLAIN)
         return ort.OrtRunner(model, threads, optimize=name != PLAIN)
     check_backend(backend)
+    if backend == "tensorrt":
+        return tensorrt.TensorRTRunner(model, batch or 1)
     return openvino.OpenVinoRunner(model, threads, batch)
 
 

@@ -600,7 +600,10 @@ def test_predict_refuses_what_is_no_image(run_copy: Path, digit: Path, tmp_path:
 def test_an_unknown_backend_is_refused(run_copy: Path, tmp_path: Path) -> None:
     refused = {command: _refused(_run(command, "--backend", "gpu", cwd=tmp_path)) for command in ("validate", "bench")}
 
-    assert set(refused.values()) == {"no backend 'gpu'; there are ort-cpu, openvino"}
+    assert refused == {
+        "validate": "no backend 'gpu'; there are ort-cpu, openvino, tensorrt",
+        "bench": "no backend 'gpu'; there are ort-cpu, openvino, tensorrt, torch-cuda",
+    }
 
 
 @pytest.mark.parametrize("command", ["export", "inspect", "doctor", "train", "demo"])

@@ -206,7 +206,7 @@ def test_a_uint8_zero_point_for_tensorrt(exported: Any, place: Any, tmp_path: Pa
     onnx.save(model, tmp_path / "changed.onnx")
     found = [row for row in api.lint(tmp_path / "changed.onnx", target="tensorrt") if row["rule"] == "Q2"]
 
-    assert {row["node"] for row in found} == {rounded.name, pair.name}
+    assert [row["node"] for row in found] == [rounded.name]  # one finding for the pair
 
 
 @pytest.mark.parametrize("field", ["mean", "resize", "interpolation"])

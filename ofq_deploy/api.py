@@ -9,12 +9,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofq_deploy.card import refuse_other_card, write_card
 from ofq_deploy.errors import DataError, ModelError, RecipeError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import DEFAULT, Quantization, Recipe, dump_toml, load_recipe, override
+from ofq_deploy.results import result_of
 from ofq_deploy.runs import RUNS, Run, load_run, newest_run, write_manifest
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = [
     "lint",
     "load_frozen",
     "predict",
+    "report",
     "train",
     "validate",
 ]
@@ -188,12 +191,14 @@ def export(
     target: "portable", "ort-cpu", "openvino", or "fp32" for the float model that the run started from
     output: by default model.<target>.onnx in the run folder
 
-    The file gets its name only after the full checker, shape inference and a session load.
+    The file gets its name only after the full checker, shape inference and a session load. Its model card is written
+    beside it, as model.<target>.md.
     Raises RunError, FrozenFileError, UnsupportedByTarget and OutputError.
     """
     source = newest_run() if run is None else load_run(Path(run))
     path = Path(output) if output else source.file(f"model.{target}.onnx")
     refuse_existing(path, force)
+    refuse_other_card(path, force)
     model = _build(source, target, opset)
 
     from ofq_deploy.export.write import write_checked
@@ -202,9 +207,11 @@ def export(
     with replacing(path, force) as temporary:
         write_checked(model, temporary)
         open_session(temporary)
+    write_card(path, [])
     return path
 
 
+@result_of("validate")
 def validate(
     subject: str | Path | None = None,
     *,
@@ -227,6 +234,7 @@ def validate(
     Returns a JSON table with "passed" and "faults".
     """
     from ofq_deploy.validation import validate_golden, validate_model
+    from ofq_deploy.verdicts import validation_verdict
 
     if backend != "ort-cpu":
         raise UnsupportedByTarget(f"no proof on backend {backend!r}; there is one on ort-cpu")
@@ -234,10 +242,13 @@ def validate(
     if golden is not None:
         if data is not None or max_drop is not None or run is not None:
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
-        return validate_golden(subject, Path(golden), report)
-    return validate_model(subject, run, data, max_drop, images, report)
+        result = validate_golden(subject, Path(golden), report)
+    else:
+        result = validate_model(subject, run, data, max_drop, images, report)
+    return {"verdict": validation_verdict(result)} | result
 
 
+@result_of("bench")
 def bench(
     model: str | Path | None = None,
     *,
@@ -256,10 +267,10 @@ def bench(
 
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
     """
-    from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
     from ofq_deploy.runtime_tests.bench import image_shape
     from ofq_deploy.runtime_tests.runners import check_backend
+    from ofq_deploy.verdicts import bench_verdict
 
     check_backend(backend)
     if profile and backend != "ort-cpu":
@@ -289,7 +300,8 @@ def bench(
                     result[role]["profile"] = asdict(measure_operators(path, threads, shape))
         if own:
             result["baseline"]["path"] = "the run's float model"
-    return result | {"environment": environment()}
+    result["model"]["sha256"] = sha256(found.model.path)
+    return {"verdict": bench_verdict(result)} | result
 
 
 def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict[str, Any]]:
@@ -316,6 +328,7 @@ def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict
     ]
 
 
+@result_of("inspect")
 def inspect(subject: str | Path | None = None) -> dict[str, Any]:
     """The layers of a model, or of the model that a run would export: bits trained, stored and computed."""
     from ofq_deploy.runtime_tests.contents import contents
@@ -332,7 +345,28 @@ def inspect(subject: str | Path | None = None) -> dict[str, Any]:
             table = contents(*open_model(file), load_frozen(source.file("frozen.safetensors")))
         return table | {"model": f"{path} (not exported yet: as portable)"}
     found = find(path)
-    return contents(open_model(found.model.path)[0], found.model, found.frozen) | {"model": str(found.model.path)}
+    about = {"model": str(found.model.path), "model_sha256": sha256(found.model.path)}
+    return contents(open_model(found.model.path)[0], found.model, found.frozen) | about
+
+
+def report(
+    subject: str | Path | None = None,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> dict[str, Any]:
+    """Write one HTML page about all results in a folder (default: the newest run) and the models that lie there.
+
+    subject: a run folder in which `ofq-deploy validate` and `bench` kept results, or any folder with results of -o
+    output:  by default report.html in that folder
+
+    The models' cards are written anew. Returns the paths of the page ("report") and of the "cards", and the number of
+    "results" shown. Raises RunError, DataError and OutputError.
+    """
+    from ofq_deploy.reporting import report_folder
+
+    return report_folder(Path(subject) if subject is not None else None, output, force, report or Reporter())
 
 
 def lint(model: str | Path | None = None, *, target: str | None = None) -> list[dict[str, str]]:

@@ -5,7 +5,9 @@ is missing.
 """
 
 import json
+import shlex
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +28,12 @@ OutputFolder = Annotated[Path | None, typer.Option("-o", "--output", help="Folde
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.")]
 JsonFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON object to this file too.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Page = Annotated[Path | None, typer.Option("--report", help="Write an HTML page about the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress.")]
 Subject = Annotated[Path | None, typer.Argument(help="An ONNX model or a run folder [default: the newest run].")]
+
+_command = ContextVar("command", default="")  # the one that runs
 
 
 def main() -> None:
@@ -56,6 +61,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print versions and exit.")] = False,
 ) -> None:
+    _command.set(context.invoked_subcommand or "")
     if version:
         from ofq_deploy import __version__
         from ofq_deploy.environment import versions
@@ -222,6 +228,7 @@ def validate(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images for the operator-by-operator proof.")] = 16,
     golden: Annotated[Path | None, typer.Option(help="Compare a run with golden data of OFQ's official code.")] = None,
+    page: Page = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -229,11 +236,14 @@ def validate(
 ) -> None:
     """Prove that a model computes what training computed, and measure its accuracy; exit 3 if it does not.
 
+    The result of a model in a run folder is kept beside it, as MODEL.validate.json, for: ofq-deploy report
+
     Example: ofq-deploy validate runs/digits-w4a4 --max-drop 1
     """
     from ofq_deploy import api
 
     _refuse(output, force)
+    _refuse(page, force)
     result = api.validate(
         subject,
         run=run,
@@ -245,7 +255,7 @@ def validate(
         report=_reporter(quiet),
     )
     text = texts.golden_text(result) if golden else texts.validation_text(result)
-    _finish(result, text, as_json, output, force)
+    _finish(result, text, as_json, output, force, page)
     raise typer.Exit(0 if result["passed"] else NEGATIVE)
 
 
@@ -286,6 +296,7 @@ def bench(
         Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where the time goes, by operator and role.")] = False,
+    page: Page = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -293,11 +304,14 @@ def bench(
 ) -> None:
     """Latency, load time, memory and executed operators, interleaved with a float baseline.
 
+    The result of a model in a run folder is kept beside it, as MODEL.bench.BACKEND.json, for: ofq-deploy report
+
     Example: ofq-deploy bench --backend ort-cpu --batch 1 --batch 8 --threads 1
     """
     from ofq_deploy import api
 
     _refuse(output, force)
+    _refuse(page, force)
     result = api.bench(
         model,
         backend=backend,
@@ -308,7 +322,31 @@ def bench(
         profile=profile,
         report=_reporter(quiet),
     )
-    _finish(result, texts.bench_text(result), as_json, output, force)
+    _finish(result, texts.bench_text(result), as_json, output, force, page)
+
+
+@app.command()
+def report(
+    subject: Annotated[
+        Path | None, typer.Argument(metavar="[RUN|FOLDER]", help="A folder with results [default: the newest run].")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML file to write [default: report.html in the folder].")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """One HTML page about all results in a folder and the models there; model cards are brought up to date.
+
+    Results are those that validate and bench kept in a run folder, or wrote with -o.
+
+    Example: ofq-deploy report runs/digits-w4a4 -o report.html
+    """
+    from ofq_deploy import api
+
+    result = api.report(subject, output=output, force=force, report=_reporter(quiet))
+    _finish(result, result["report"], as_json, None, False)
 
 
 @app.command()
@@ -397,12 +435,22 @@ def _refuse(output: Path | None, force: bool) -> None:
         refuse_existing(output, force)
 
 
-def _finish(result: dict[str, Any], text: str, as_json: bool, output: Path | None, force: bool) -> None:
-    """The result as JSON or text on stdout, and as JSON in a file."""
+def _finish(
+    result: dict[str, Any], text: str, as_json: bool, output: Path | None, force: bool, page: Path | None = None
+) -> None:
+    """The result as JSON or text on stdout, as JSON in a file, as a page, and kept with its run."""
+    from ofq_deploy.results import keep, stamped
+
+    result = stamped(_command.get(), shlex.join(["ofq-deploy", *sys.argv[1:]]), result)
     document = json.dumps(result, indent=2)
     if output is not None:
         from ofq_deploy.files import write_text
 
         write_text(output, document + "\n", force)
+    keep(result)
+    if page is not None:
+        from ofq_deploy.reporting import write_page
+
+        write_page(page, result, force)
     if as_json or text:
         typer.echo(document if as_json else text)

@@ -44,10 +44,7 @@ def validation_text(result: dict[str, Any]) -> str:
             f"{result['runtime_agrees_with_float64']}, torch float32 {result['float32_agrees_with_float64']} images"
         )
     lines += [f"FAULT {fault}" for fault in result["faults"]]
-    reference = (
-        "training computed" if "torch" in result["witnesses"] else "the frozen file defines (torch was not asked)"
-    )
-    lines.append(f"PROVEN: the model computes what {reference}" if result["passed"] else "NOT PROVEN")
+    lines.append(result["verdict"])
     return "\n".join(lines)
 
 
@@ -68,7 +65,7 @@ def golden_text(result: dict[str, Any]) -> str:
         lines.append(f"{row['block']}: {'equal' if row['passed'] else 'DIFFERS'} to {row['max_error']:.1e}{flips}")
     lines.append(f"same prediction on {result['same_prediction']} of {result['images']} images")
     lines += [f"FAULT {fault}" for fault in result["faults"]]
-    lines.append("PASSED: the run computes what the official code computed" if result["passed"] else "FAILED")
+    lines.append(result["verdict"])
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.datasets import Split, load_dataset
 from ofq_deploy.errors import DataError, RunError, UnsupportedByTarget
+from ofq_deploy.files import sha256
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.lookup import Subject, find
 from ofq_deploy.progress import Reporter
@@ -102,6 +103,7 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy") -> dict[str, 
     weights, operators, free = proof.weights, proof.operators, proof.free_run
     return {
         "model": str(found.model.path),
+        "model_sha256": sha256(found.model.path),
         "backend": "ort-cpu",
         "target": found.model.target,
         "witnesses": [*(entry.witness for entry in operators), "oracle"],

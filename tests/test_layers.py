@@ -16,9 +16,11 @@ FORBIDDEN = {
 CALLABLE_PACKAGES = {"train/__init__.py", "export/__init__.py"}  # they forward a call to ofq_deploy.api
 API = {
     "api.py",
+    "card.py",
     "cli.py",
     "demo.py",
     "lookup.py",
+    "reporting.py",
     "validation.py",
 }  # the only core modules that use sub-packages, inside function bodies
 

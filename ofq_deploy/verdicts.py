@@ -1,0 +1,37 @@
+"""The one sentence that sums a result up."""
+
+from typing import Any
+
+
+def validation_verdict(result: dict[str, Any]) -> str:
+    """What `validate` concludes."""
+    faults = result["faults"]
+    if faults:
+        others = {1: "", 2: ", and one more fault"}.get(len(faults), f", and {len(faults) - 1} more faults")
+        return f"Not proven: {faults[0]}{others}."
+    if "golden" in result:
+        return f"Proven: the run computes what the official code computed on {result['images']} images."
+    compared, differing, ties = (result[key] for key in ("codes_compared", "codes_differing", "ties"))
+    reference = "training computed"
+    if "torch" not in result["witnesses"]:
+        reference = "the frozen file defines (torch was not asked)"
+    codes = (
+        f"{differing} of {compared:,} codes differ, by rounding ties" if ties else f"all {compared:,} codes are equal"
+    )
+    accuracy = ""
+    if result.get("top1_runtime") is not None:
+        accuracy = f"; top-1 {result['top1_runtime']:.2f} %"
+        accuracy += f", float {result['top1_float']:.2f} %" if "top1_float" in result else ""
+    return f"Proven: the model computes what {reference}; {codes}{accuracy}."
+
+
+def bench_verdict(result: dict[str, Any]) -> str:
+    """What `bench` concludes, of the first batch size."""
+    own = result["model"]["latency_ms"][0]
+    took = f"{own['p50']:.3f} ms a call at batch {own['batch']} (median of {own['calls']})"
+    if "speedup" not in result:
+        return f"{took}; nothing to compare with."
+    first = result["speedup"][0]
+    interval = " ({:.2f} to {:.2f} with 95 % confidence)".format(*first["interval"]) if "interval" in first else ""
+    doubt = "" if first.get("conclusive", True) else ", too noisy to conclude"
+    return f"{took}: {first['ratio_of_medians']:.2f} times the speed of {result['baseline']['path']}{interval}{doubt}."

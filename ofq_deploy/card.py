@@ -52,27 +52,35 @@ def refuse_other_card(model: Path, force: bool) -> None:
 
 
 def write_card(model: Path, results: list[Result]) -> None:
-    """Write the card of a model that `export` wrote, from its file, its run's manifest and `results` about it."""
+    """Write the card of a model that lies in its run folder; `results` about it are told too."""
+    write_text(card_path(model), card(model, model.name, model.parent, results), force=True)
+
+
+def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
+    """The card of a model that `export` wrote, from its file, its run's manifest and results about it.
+
+    name: what the file will be called
+    """
     from ofq_deploy import api
     from ofq_deploy.runtime_tests.model_file import open_model
 
     described = open_model(model)[1]
     manifest: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        manifest = json.loads((model.parent / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     parts = [
         MARKER,
-        f"# {model.name}",
+        f"# {name}",
         _what(described.target, described.quantization),
         _contents(api.inspect(model)),
         _inputs(described.preprocessing, described.labels),
         _training(manifest),
         *(_measured(result) for result in results),
         _limits(described.target),
-        _usage(model.name, described.preprocessing),
-        f"## Verify\n\nsha256 `{sha256(model)}`\n\n```\n{_verify(model.name, described.target)}\n```",
+        _usage(name, described.preprocessing),
+        f"## Verify\n\nsha256 `{sha256(model)}`\n\n```\n{_verify(name, described.target)}\n```",
     ]
-    write_text(card_path(model), "\n\n".join(part for part in parts if part) + "\n", force=True)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _what(target: str, quantization: dict[str, Any]) -> str:

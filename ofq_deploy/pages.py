@@ -18,7 +18,7 @@ p { margin: .5rem 0; max-width: 46rem; } .quiet, figcaption { color: var(--quiet
 .verdict { max-width: none; margin: .5rem 0; padding: .7rem 1rem; background: var(--soft); border-left: .25rem solid var(--other);
   border-radius: .25rem; }
 .verdict.good { border-color: var(--good); } .verdict.bad { border-color: var(--bad); }
-.good strong { color: var(--good); } .bad strong { color: var(--bad); }
+.good strong { color: var(--good); } .bad strong, .fault { color: var(--bad); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .figures div { background: var(--soft); border-radius: .4rem; padding: .6rem .8rem; }
 .figures dt, .figures dd + dd { color: var(--quiet); font-size: .8125rem; }

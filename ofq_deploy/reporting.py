@@ -3,20 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from ofq_deploy.card import card_path, refuse_other_card, write_card
 from ofq_deploy.errors import DataError, OnnxFileError, OutputError, RunError
 from ofq_deploy.files import refuse_existing, sha256, write_text
 from ofq_deploy.progress import Reporter
 from ofq_deploy.report import render
-from ofq_deploy.results import Result, model_of, read_results
+from ofq_deploy.results import Result, command_of, model_of, read_results
 from ofq_deploy.runs import newest_run
 
 READ = ("validate", "bench", "inspect")
-MAKE = "make results with: ofq-deploy validate, ofq-deploy bench"
 
 
 def report_folder(subject: Path | None, output: Path | None, force: bool, say: Reporter) -> dict[str, Any]:
     """See ofq_deploy.api.report."""
-    from ofq_deploy.card import card_path, is_ours, write_card
     from ofq_deploy.lookup import exported_models
 
     folder = newest_run().path if subject is None else subject
@@ -24,37 +23,37 @@ def report_folder(subject: Path | None, output: Path | None, force: bool, say: R
         raise RunError(f"{folder} is no folder; expected a run folder or a folder with results of -o")
     path = output or folder / "report.html"
     refuse_existing(path, force)
-    models = sorted(exported_models(folder, without=()))
     results = _current(_checked(folder), folder, say)
-    if not results:
-        raise DataError(f"{folder} holds no result of validate or bench; {MAKE}")
-    own: dict[Path, list[Result]] = {model: [] for model in models}
+    if not any("verdict" in result for result in results):
+        raise DataError(
+            f"{folder} holds no result of validate or bench; make one with: ofq-deploy validate, ofq-deploy bench"
+        )
+    about: dict[Path, list[Result]] = {model: [] for model in sorted(exported_models(folder))}
     for result in results:
-        own.get(folder / Path(model_of(result)).name, []).append(result)
-    cards = []
-    for model, known in own.items():
-        if known and not any(_command(result) == "inspect" for result in known):
+        about.get(Path(model_of(result)), []).append(result)
+    for model, known in about.items():
+        if not any(command_of(result) == "inspect" for result in known):
             results += _contents(model)
-        if not is_ours(card_path(model)):
-            say.say(f"{card_path(model)} was not written by ofq-deploy and is left as it is")
-            continue
-        try:
-            write_card(model, known)
-            cards.append(str(card_path(model)))
-        except OutputError as error:
-            say.say(str(error))
+    cards = [str(card_path(model)) for model, known in about.items() if _refresh(model, known, say)]
     write_text(path, render(f"ofq-deploy report: {folder.resolve().name}", results), force)
     return {"report": str(path), "results": len(results), "cards": cards}
+
+
+def _refresh(model: Path, results: list[Result], say: Reporter) -> bool:
+    """Write a model's card anew; False where another file or a closed folder is in the way."""
+    try:
+        refuse_other_card(model, force=False)
+        write_card(model, results)
+    except OutputError as error:
+        say.say(str(error))
+        return False
+    return True
 
 
 def write_page(path: Path, result: Result, force: bool) -> None:
     """The page about one result, and about the model's layers."""
     name = Path(model_of(result) or str(result.get("run", ""))).name
     write_text(path, render(f"ofq-deploy report: {name}", [result, *_contents(Path(model_of(result)))]), force)
-
-
-def _command(result: Result) -> str:
-    return str(result["schema"]).split("/")[1]
 
 
 def _contents(model: Path) -> list[Result]:
@@ -87,18 +86,18 @@ def _checked(folder: Path) -> dict[Path, Result]:
 
 
 def _current(found: dict[Path, Result], folder: Path, say: Reporter) -> list[Result]:
-    """The results but for those about an earlier file of a model's name, each with the model's name as it is now."""
+    """The results but for those about another file than the model of that name that lies here now, each with the path
+    that the model has now.
+    """
     results = []
     for file, result in found.items():
-        model = folder / Path(model_of(result) or ".").name
-        if model.is_file():
-            about = result["model"]["sha256"] if _command(result) == "bench" else result["model_sha256"]
-            if about != sha256(model):
-                say.say(f"{file} is about an earlier {model.name} and is left out; make it again")
+        model = folder / Path(model_of(result)).name
+        entry = result["model"] if command_of(result) == "bench" else result
+        digest = entry.get("sha256" if command_of(result) == "bench" else "model_sha256")
+        if model.is_file() and digest is not None:
+            if digest != sha256(model):
+                say.say(f"{file} is about another {model.name} than the one beside it and is left out; make it again")
                 continue
-            if _command(result) == "bench":
-                result["model"]["path"] = str(model)
-            else:
-                result["model"] = str(model)
+            entry["path" if command_of(result) == "bench" else "model"] = str(model)
         results.append(result)
     return results

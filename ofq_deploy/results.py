@@ -60,17 +60,24 @@ def command_line(command: str, given: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
+def command_of(result: Result) -> str:
+    """The command that made a result."""
+    return str(result["schema"]).split("/")[1]
+
+
 def model_of(result: Result) -> str:
     """The path of the model that a result is about, as its maker wrote it; empty when it is about none."""
     model = result.get("model", "")
     return str(model["path"] if isinstance(model, dict) else model)
 
 
-def keep(result: Result) -> None:
+def keep(result: Result, root: Path = Path()) -> None:
     """Write a result of validate or bench beside its model, when that lies in a run folder: `<model>.validate.json`,
     `<model>.bench.<backend>.json`. An earlier one is replaced; a folder that cannot be written keeps nothing.
+
+    root: where the model's path begins, if it is a relative one
     """
-    command, model = result["schema"].split("/")[1], Path(model_of(result))
+    command, model = command_of(result), root / model_of(result)
     if command not in ("validate", "bench") or not (model.parent / "manifest.json").is_file():
         return
     ending = f"bench.{result['backend']}" if command == "bench" else command

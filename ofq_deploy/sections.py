@@ -1,0 +1,284 @@
+"""The parts of a report: what a result of validate, bench or inspect says, as HTML. A part appears when its data is there."""
+
+from collections import Counter
+from typing import Any
+
+from ofq_deploy.charts import bars, distributions, intervals
+from ofq_deploy.pages import folded, paragraph, table
+from ofq_deploy.results import Result
+
+FLOAT = "float model"
+SHOWN = 20  # rows of long lists: classes, roles of a profile
+
+
+def accuracy_row(label: str, validation: Result) -> tuple[str, float, tuple[float, float] | None, str]:
+    accuracy = validation["accuracy"]
+    low, high = accuracy["top1_interval"]
+    return label, accuracy["top1"], (low, high), f"{percent(accuracy['top1'])} ({low:.1f} to {high:.1f})"
+
+
+def accuracy(validation: Result) -> list[str]:
+    if "accuracy" not in validation:
+        return []
+    accuracy = validation["accuracy"]
+    what = f"{accuracy['images']:,} test images of {validation['data']}; {accuracy['images_per_s']:,.0f} images/s."
+    if "top1" not in accuracy:
+        return [paragraph(what + " They have no labels.")]
+    rows = [accuracy_row(f"this model, {validation['backend']}", validation)]
+    rows += [
+        (label, validation[key], None, percent(validation[key]))
+        for label, key in (("training, torch", "top1_torch"), (FLOAT, "top1_float"))
+        if validation.get(key) is not None
+    ]
+    five = "{:.2f} % ({:.1f} to {:.1f})".format(accuracy["top5"], *accuracy["top5_interval"])
+    lines = [intervals(rows, "Top-1 with its 95 % interval"), paragraph(f"{what} Top-5: {five}.")]
+    if "against_float" in validation:
+        pair = validation["against_float"]
+        text = f"Same prediction as the float model: {percent(pair['agreement'])}"
+        if "mcnemar_p" in pair:
+            text += (
+                f"; alone right: this model on {pair['only_model_right']} images, the float model on "
+                f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
+            )
+        lines.append(paragraph(f"{text}. Same prediction as torch: {percent(validation['agreement'])}."))
+    classes = sorted(validation.get("by_class", []), key=lambda row: row["top1"])
+    if classes:
+        shown = [[row["label"], f"{row['images']:,}", percent(row["top1"])] for row in classes[:SHOWN]]
+        title = f"Classes ({len(classes)})" if len(classes) <= SHOWN else f"The {SHOWN} worst of {len(classes)} classes"
+        lines.append(folded(title, table(["class", "images", "top-1"], shown)))
+    return lines
+
+
+def proof(validation: Result) -> list[str]:
+    """Who was compared with whom, how codes differ, and every operator."""
+    pairs = validation.get("parity") or [
+        {**row, "follower": row["witness"], "leader": "the oracle"} for row in validation.get("operators", [])
+    ]
+    rows = [*_weights(validation), *map(_pair, pairs), *_golden(validation)]
+    head = ["compared", "images", "codes", "differing", "of them ties", "floats to", "verdict"]
+    lines = [table(head, rows)] if rows else []
+    for pair in pairs:
+        lines += _differences(pair)
+    if "free_run" in validation:
+        free = validation["free_run"]
+        ties = sum(entry["is_tie"] for entry in free["divergences"])
+        text = f"Free runs: {len(free['divergences'])} of {free['images']:,} images leave the oracle, {ties} of them at a tie."
+        if "codes_between_optimization_levels" in free:
+            text += (
+                f" Between all optimizations and none {free['codes_differing_between_levels']:,} of "
+                f"{free['codes_between_optimization_levels']:,} codes differ."
+            )
+        lines.append(paragraph(text))
+    if "tensors" in validation:
+        first = validation.get("first_beyond_tolerance")
+        lines.append(
+            paragraph(f"First tensor beyond the tolerance: {first}." if first else "All tensors are within it.")
+        )
+        shown = [[row["name"], f"{row['error']:.1e}"] for row in validation["tensors"]]
+        lines.append(folded(f"Tensors ({len(shown)})", table(["tensor", "largest error"], shown)))
+    return lines + [paragraph(f"Fault: {fault}", "fault") for fault in validation["faults"]]
+
+
+def _weights(validation: Result) -> list[list[str]]:
+    weights = validation.get("weights")
+    if not isinstance(weights, dict):
+        return []
+    verdict = "DIFFER" if weights["codes_differing"] else "equal"
+    numbers = [f"{weights[key]:,}" for key in ("codes_compared", "codes_differing")]
+    return [["weights in the file", "", *numbers, "", "", verdict]]
+
+
+def _pair(pair: dict[str, Any]) -> list[str]:
+    numbers = [f"{pair[key]:,}" for key in ("images", "codes_compared", "codes_differing", "ties")]
+    ending = [f"{pair['worst_float_error']:.1e}", "passed" if pair["passed"] else "FAILED"]
+    return [f"{pair['follower']} against {pair['leader']}", *numbers, *ending]
+
+
+def _golden(validation: Result) -> list[list[str]]:
+    """What was compared with golden data, if that was done."""
+    if "golden" not in validation:
+        return []
+    weights = [
+        [f"{row['name']}.weight", "", f"{row['compared']:,}", f"{row['differing']:,}", "", "", ""]
+        for row in validation["weights"]
+    ]
+    images = f"{validation['images']:,}"
+    codes = [
+        [row["operator"], images, *(f"{row[key]:,}" for key in ("compared", "differing", "ties")), "", ""]
+        for row in validation["activations"]
+    ]
+    floats = [[row["operator"], images, "", "", "", f"{row['error']:.1e}", ""] for row in validation["floats"]]
+    blocks = [
+        [row["block"], images, "", "", "", f"{row['max_error']:.1e}", "equal" if row["passed"] else "DIFFERS"]
+        for row in validation["blocks"]
+    ]
+    return [*weights, *codes, *floats, *blocks]
+
+
+def _differences(pair: dict[str, Any]) -> list[str]:
+    """How far codes differ, and where."""
+    title = f"{pair['follower']} against {pair['leader']}"
+    lines = []
+    if pair.get("histogram"):
+        rows = [(steps, count, f"{count:,}") for steps, count in _steps(pair["histogram"])]
+        lines.append(bars(rows, f"Code differences, {title}: by how many steps, how often"))
+    if pair.get("first_divergence"):
+        lines.append(paragraph(f"{title}: the first operator that differs is {pair['first_divergence']}."))
+    operators = sorted(pair.get("operators", []), key=lambda row: -row["differing"])
+    if operators:
+        shown = [
+            [
+                row["operator"],
+                *(f"{row[key]:,}" for key in ("compared", "differing", "ties")),
+                f"{row['worst']:.1e}" if row["differing"] else "-",
+                ", ".join(f"{steps}: {count:,}" for steps, count in _steps(row["histogram"])) or "-",
+            ]
+            for row in operators
+        ]
+        head = ["operator", "codes", "differing", "of them ties", "worst, codes from the threshold", "by steps"]
+        differing = sum(row["differing"] > 0 for row in operators)
+        lines.append(folded(f"{title}: {differing} of {len(operators)} operators differ", table(head, shown)))
+    return lines
+
+
+def _steps(histogram: dict[str, int]) -> list[tuple[str, int]]:
+    """Code differences with their signs, and how often each occurs."""
+    counts = sorted((int(steps), count) for steps, count in histogram.items())
+    return [(f"{steps:+d}".replace("-", "\u2212"), count) for steps, count in counts]
+
+
+def speed(bench: Result) -> list[str]:
+    """Ratios with their intervals, distributions of calls, and what loading and running takes."""
+    roles = [(role, role_name(bench, role)) for role in ("model", "baseline") if role in bench]
+    lines, rows = _ratios(bench), []
+    for index, own in enumerate(bench["model"]["latency_ms"]):
+        measured = [(name, bench[role]["latency_ms"][index]) for role, name in roles]
+        sampled = [
+            (f"{name}, batch {row['batch']}", row["samples"], {key: row[key] for key in ("p50", "p90", "p99")})
+            for name, row in measured
+            if row.get("samples")
+        ]
+        if sampled:
+            lines.append(distributions(sampled, "ms", f"{role_name(bench, 'baseline')}, batch {own['batch']}"))
+        ratios = {entry["batch"]: f"{entry['ratio_of_medians']:.2f}" for entry in bench.get("speedup", [])}
+        for name, row in measured:
+            numbers = [f"{row[key]:.3f}" for key in ("p50", "p90", "p99")]
+            ratio = ratios.get(row["batch"], "-") if row is own else "-"
+            rows.append([name, str(row["batch"]), *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", ratio])
+    lines.append(table(["", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"], rows))
+    rows = []
+    for role, name in roles:
+        entry, run = bench[role], bench[role]["executed"]
+        products = [str(run[key]) for key in ("integer", "float", "small")]
+        costs = [f"{entry['file_bytes']:,}", f"{entry['load_ms']:.0f}", f"{entry['peak_mb']:.1f}"]
+        rows.append([name, *costs, *products])
+    head = ["", "file, bytes", "load, ms", "memory, MB", "integer products", "float products", "small ones"]
+    return [*lines, table(head, rows), paragraph(_conditions(bench), "quiet")]
+
+
+def _ratios(bench: Result) -> list[str]:
+    rows = [row for row in bench.get("speedup", []) if "interval" in row]
+    if not rows:
+        return []
+    shown = [
+        (
+            f"batch {row['batch']}",
+            row["ratio_of_medians"],
+            (row["interval"][0], row["interval"][1]),
+            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio_of_medians"], *row["interval"]),
+        )
+        for row in rows
+    ]
+    chart = intervals(shown, "Speed beside the baseline, with its 95 % interval; 1 is as fast", mark=1.0)
+    doubtful = ", ".join(f"batch {row['batch']}" for row in rows if not row["conclusive"])
+    return [chart, paragraph(f"Too noisy to conclude: {doubtful}." if doubtful else "")]
+
+
+def role_name(bench: Result, role: str) -> str:
+    """What a measured model is called; empty when there is none in that role."""
+    if role == "model":
+        return "this model"
+    path = str(bench.get("baseline", {}).get("path", ""))
+    return FLOAT if path == "the run's float model" else path
+
+
+def _conditions(bench: Result) -> str:
+    texts = [f"threads: {bench['threads']}"]
+    if "conditions" in bench:
+        texts += [f"{name}: {plain(value)}" for name, value in bench["conditions"].items() if name != "threads"]
+    if "baseline" in bench:
+        texts.append("calls alternate with the baseline's in one process")
+    return "Measured with " + "; ".join(texts) + "."
+
+
+def arithmetic(bench: Result) -> list[str]:
+    """What the products alone would take at the machine's peak, beside what the model takes."""
+    if "arithmetic" not in bench:
+        return []
+    arithmetic, first = bench["arithmetic"], first_row(bench, "model")
+    peaks = {name: value for name, value in arithmetic["peak_macs_per_s"].items() if value}
+    times = [
+        (f"measured, batch {first['batch']}", first["p50"], f"{first['p50']:.3f} ms"),
+        ("floor", arithmetic["floor_ms"], f"{arithmetic['floor_ms']:.3f} ms"),
+    ]
+    rates = [(f"peak, {name}", peak / 1e9, f"{peak / 1e9:,.1f} GMAC/s") for name, peak in peaks.items()]
+    if "int8" in peaks:
+        reached = peaks["int8"] / arithmetic["distance"] / 1e9
+        rates.insert(0, ("this model", reached, f"{reached:,.1f} GMAC/s"))
+    return [
+        bars(times, "Time a call, and the least that its products could take at the machine's peak", "floor"),
+        bars(rates, "Multiplications with additions per second"),
+        paragraph(
+            f"{arithmetic['macs']:,} multiplications with additions, {arithmetic['bit_operations']:,} bit operations. "
+            f"The model takes {arithmetic['distance']:.1f} times its floor."
+        ),
+    ]
+
+
+def profile(bench: Result) -> list[str]:
+    roles = bench["model"].get("profile", {}).get("roles", [])[:SHOWN]
+    rows = [(row["name"], row["ms"], f"{row['ms']:.3f} ms, {100 * row['share']:.1f} %") for row in roles]
+    return [bars(rows, "Time by role, all blocks together")] if rows else []
+
+
+def size(contents: Result) -> str:
+    total = contents["file_bytes"]
+    kinds = sorted(contents["bytes_by_kind"].items(), key=lambda item: -item[1])
+    rows = [(kind, size, f"{size:,} B, {100 * size / total:.1f} %") for kind, size in kinds]
+    return bars(rows, f"{total:,} bytes by kind")
+
+
+def bits(contents: Result) -> list[str]:
+    layers = contents["layers"]
+    widths = Counter((str(row["bits_trained"]), _stored(row), str(row["bits_computed"])) for row in layers)
+    rows = [[f"{count} layer{'s' * (count > 1)}", *bits] for bits, count in widths.most_common()]
+    every = [
+        [
+            row["name"],
+            "x".join(map(str, row["shape"])) if row["shape"] else "?",
+            str(row["bits_trained"]),
+            _stored(row),
+            str(row["bits_computed"]),
+            str(row["act_bits"] or "-"),
+            f"{row['bytes']:,}",
+        ]
+        for row in layers
+    ]
+    head = ["layer", "shape", "trained", "stored", "computed", "input bits", "bytes"]
+    return [table(["weights of", *head[2:5]], rows), folded(f"Layers ({len(layers)})", table(head, every))]
+
+
+def first_row(bench: Result, role: str) -> dict[str, Any]:
+    return bench[role]["latency_ms"][0]
+
+
+def _stored(row: dict[str, Any]) -> str:
+    return "?" if row["bits_stored"] is None else f"{row['bits_stored']:g}"
+
+
+def plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def percent(value: float) -> str:
+    return f"{value:.2f} %"

@@ -31,11 +31,12 @@ from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Model, Quantization
-from ofq_deploy.runtime_tests.proof import OperatorProof, prove_operators, prove_weights
+from ofq_deploy.runtime_tests.parity import Parity
+from ofq_deploy.runtime_tests.proof import prove_operators, prove_weights
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.pretrained import load_pretrained, model_of, read_weights
-from ofq_deploy.train.witness import witness
+from ofq_deploy.train.witness import TorchRunner
 
 BATCHES = (1, 3, 8)
 TARGET_NAMES = ("portable", "ort-cpu")
@@ -89,13 +90,13 @@ def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
                     parameter.normal_(std=arguments.shift)
         calibrate(student, torch.from_numpy(images[:8]))  # the steps that fit the shifted inputs
         frozen = freeze(student.eval(), config, data.preprocessing, data.labels)
-        codes, floats = witness(student, images)
+        leader = TorchRunner(student)
         for target in TARGET_NAMES:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"{config.label}-{step}-{form}-{target}.onnx"
                 write_checked(build(frozen, TARGETS[target]), path)
                 stored = prove_weights(path, frozen)
-                runtime, in_torch = prove_operators(path, frozen, images, {**codes, **floats}, report, BATCHES)
+                runtime, in_torch = prove_operators(path, frozen, images, leader, report, batches=BATCHES)
             row: dict[str, Any] = {"form": config.label, "steps": step, "attention": form, "target": target}
             row |= {"images": len(images), "shift": arguments.shift, "weights": asdict(stored)}
             yield row | {"runtime": _counts(runtime), "torch": _counts(in_torch)}
@@ -150,10 +151,9 @@ def table(result: dict[str, Any]) -> str:
     return f"{text}\n\n{total:,} activation codes compared; {result['date']}"
 
 
-def _counts(proof: OperatorProof) -> dict[str, Any]:
+def _counts(proof: Parity) -> dict[str, Any]:
     counts = {"codes_compared": proof.compared, "codes_differing": proof.differing, "ties": proof.ties}
-    worst = max(result.error for result in proof.floats)
-    return counts | {"worst_float_error": worst, "passed": proof.passed, "faults": proof.faults()}
+    return counts | {"worst_float_error": proof.worst_float_error, "passed": proof.passed, "faults": proof.faults()}
 
 
 def _quantization(run: Path) -> dict[str, Any]:

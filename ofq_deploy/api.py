@@ -227,24 +227,25 @@ def validate(
 
     subject:  an ONNX model, or a run folder whose newest exported model is meant (default: the newest run)
     run:      the run folder or frozen file, when it is not beside the model or under runs/
+    backend:  the runtime that is proven: "ort-cpu" or "openvino"
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code
 
     Returns a JSON table with "passed" and "faults".
     """
+    from ofq_deploy.runtime_tests.runners import check_backend
     from ofq_deploy.validation import validate_golden, validate_model
     from ofq_deploy.verdicts import validation_verdict
 
-    if backend != "ort-cpu":
-        raise UnsupportedByTarget(f"no proof on backend {backend!r}; there is one on ort-cpu")
+    check_backend(backend)
     report = report or Reporter()
     if golden is not None:
         if data is not None or max_drop is not None or run is not None:
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
         result = validate_golden(subject, Path(golden), report)
     else:
-        result = validate_model(subject, run, data, max_drop, images, report)
+        result = validate_model(subject, run, data, max_drop, images, backend, report)
     return {"verdict": validation_verdict(result)} | result
 
 

@@ -222,7 +222,7 @@ def validate(
     data: Annotated[
         str | None, typer.Option(help="digits, a folder or .csv of images [default: the run's own].")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Runtime of the proof: ort-cpu.")] = "ort-cpu",
+    backend: Annotated[str, typer.Option(help="Runtime to prove: ort-cpu or openvino.")] = "ort-cpu",
     max_drop: Annotated[
         float | None, typer.Option(min=0, help="Points of top-1 that may be lost against float.")
     ] = None,

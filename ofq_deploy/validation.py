@@ -15,6 +15,7 @@ from ofq_deploy.runs import Run
 
 if TYPE_CHECKING:
     from ofq_deploy.runtime_tests.accuracy import Accuracy
+    from ofq_deploy.runtime_tests.parity import Parity
     from ofq_deploy.runtime_tests.proof import Proof
 
 FREE_RUN_BUDGET = 2e9  # multiplications that the float64 oracle may spend on free runs (some seconds)
@@ -26,13 +27,15 @@ def validate_model(
     data: str | None,
     max_drop: float | None,
     images: int,
+    backend: str,
     report: Reporter,
 ) -> dict[str, Any]:
     """See ofq_deploy.api.validate."""
     from ofq_deploy.runtime_tests.accuracy import by_class, measure_accuracy, paired
 
-    found = find(subject, run, without=("fp32", "openvino"))
-    frozen = _frozen_of(found, max_drop)
+    others = () if backend == "openvino" else ("openvino",)
+    found = find(subject, run, without=("fp32", *others))
+    frozen = _frozen_of(found, max_drop, backend)
     chosen = data or (found.run.recipe.data if found.run else "")
     if not chosen:
         raise DataError("the run does not name its data; pass --data NAME|PATH")
@@ -44,9 +47,9 @@ def validate_model(
         from ofq_deploy.train.reference import load_student
 
         student = load_student(found.run, frozen)
-    proof = _prove(found, frozen, student, test, images, report)
-    accuracy = measure_accuracy(found.model.path, test, report)
-    result = _summary(found, proof, accuracy) | {"data": chosen, "test_images": len(test)}
+    proof = _prove(found, frozen, student, test, images, backend, report)
+    accuracy = measure_accuracy(found.model.path, test, report, backend)
+    result = _summary(found, proof, accuracy, backend) | {"data": chosen, "test_images": len(test)}
     result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, frozen.labels)}
     faults = _metadata_faults(found, frozen) + proof.faults()
     if found.run is not None:
@@ -60,15 +63,12 @@ def validate_model(
     return result | {"passed": not faults, "faults": faults}
 
 
-def _frozen_of(found: Subject, max_drop: float | None) -> Frozen:
+def _frozen_of(found: Subject, max_drop: float | None, backend: str) -> Frozen:
     path = found.model.path
     if found.model.target == "fp32":
         raise RunError(f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench")
-    if found.model.target == "openvino":
-        raise UnsupportedByTarget(
-            f"{path} is made for OpenVINO, and the proof runs in ONNX Runtime; prove the portable model of the same "
-            "run, and measure this one with: ofq-deploy bench --backend openvino"
-        )
+    if found.model.target == "openvino" and backend != "openvino":
+        raise UnsupportedByTarget(f"{path} is made for OpenVINO; prove it there with --backend openvino")
     if found.frozen is None:
         where = "beside it or under runs/"
         raise RunError(f"no frozen file with the hash that {path} names was found {where}; pass it with --run")
@@ -77,19 +77,22 @@ def _frozen_of(found: Subject, max_drop: float | None) -> Frozen:
     return found.frozen
 
 
-def _prove(found: Subject, frozen: Frozen, student: Any, test: Split, images: int, report: Reporter) -> "Proof":
+def _prove(
+    found: Subject, frozen: Frozen, student: Any, test: Split, images: int, backend: str, report: Reporter
+) -> "Proof":
     from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
 
     path, batch = found.model.path, test.spread(images)
     weights = prove_weights(path, frozen)
-    fed = None
+    torch = None
     if student is not None:
-        from ofq_deploy.train.witness import witness
+        from ofq_deploy.train.witness import TorchRunner
 
-        codes, floats = witness(student, batch)
-        fed = {**codes, **floats}
-    operators = prove_operators(path, frozen, batch, fed, report)
-    free = prove_free_run(path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report)
+        torch = TorchRunner(student)
+    operators = prove_operators(path, frozen, batch, torch, report, backend)
+    free = prove_free_run(
+        path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report, backend
+    )
     return Proof(len(batch), weights, tuple(operators), free)
 
 
@@ -99,27 +102,28 @@ def _free_images(frozen: Frozen, least: int, most: int) -> int:
     return min(most, max(least, int(FREE_RUN_BUDGET / products)))
 
 
-def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy") -> dict[str, Any]:
+def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str) -> dict[str, Any]:
     weights, operators, free = proof.weights, proof.operators, proof.free_run
     return {
         "model": str(found.model.path),
         "model_sha256": sha256(found.model.path),
-        "backend": "ort-cpu",
+        "backend": backend,
         "target": found.model.target,
-        "witnesses": [*(entry.witness for entry in operators), "oracle"],
+        "witnesses": [*(entry.follower for entry in operators), "oracle"],
         "weights": {"codes_compared": weights.compared, "codes_differing": weights.differing},
         "operators": [
             {
-                "witness": entry.witness,
-                "images": proof.images,
+                "witness": entry.follower,
+                "images": entry.images,
                 "codes_compared": entry.compared,
                 "codes_differing": entry.differing,
                 "ties": entry.ties,
-                "worst_float_error": max(result.error for result in entry.floats),
+                "worst_float_error": entry.worst_float_error,
                 "passed": entry.passed,
             }
             for entry in operators
         ],
+        "parity": [parity_table(entry) for entry in operators],
         "free_run": {
             "images": free.images,
             "divergences": [asdict(divergence) for divergence in free.divergences],
@@ -131,6 +135,26 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy") -> dict[str, 
         "ties": operators[0].ties,
         "top1_runtime": accuracy.top1,
     }
+
+
+def parity_table(parity: "Parity") -> dict[str, Any]:
+    """One comparison of two runners as a JSON table."""
+    return {
+        **{key: getattr(parity, key) for key in ("leader", "reference", "follower", "images", "passed")},
+        "codes_compared": parity.compared,
+        "codes_differing": parity.differing,
+        "ties": parity.ties,
+        "worst_float_error": parity.worst_float_error,
+        "histogram": _by_text(parity.histogram),
+        "first_divergence": parity.first_divergence,
+        "operators": [asdict(entry) | {"histogram": _by_text(entry.histogram)} for entry in parity.codes],
+        "floats": [asdict(entry) for entry in parity.floats],
+        "faults": parity.faults(),
+    }
+
+
+def _by_text(histogram: dict[int, int]) -> dict[str, int]:
+    return {f"{difference:+d}": count for difference, count in histogram.items()}
 
 
 def _metadata_faults(found: Subject, frozen: Frozen) -> list[str]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ofq_deploy.datasets import Split
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
+from ofq_deploy.runner import logits
+from ofq_deploy.runtime_tests.runners import open_runner
 
 TOP = 5
 Z = 1.959964  # 95 % of a normal distribution lie within
@@ -54,16 +55,17 @@ class Accuracy:
         return table
 
 
-def measure_accuracy(path: Path, split: Split, report: Reporter, batch: int = 32) -> Accuracy:
-    """Run every image of the split through ONNX Runtime."""
-    session = open_session(path)
-    ranked, seconds = [], 0.0
-    with report.task(f"accuracy of {path.name}", -(-len(split) // batch)) as advance:
-        for images, _ in split.batches(batch):
+def measure_accuracy(path: Path, split: Split, report: Reporter, backend: str = "ort-cpu", batch: int = 32) -> Accuracy:
+    """Run every image of the split through one runtime, in batches of one size: some are opened for one only."""
+    ranked, seconds, size = [], 0.0, min(batch, len(split))
+    task = report.task(f"accuracy of {path.name}", -(-len(split) // size))
+    with open_runner(backend, path, batch=size) as runner, task as advance:
+        for images, classes in split.batches(size):
+            padded = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
             start = time.perf_counter()
-            logits = run_logits(session, images)
+            made = logits(runner, padded)[: len(classes)]
             seconds += time.perf_counter() - start
-            ranked.append(np.argsort(-logits, axis=-1, kind="stable")[:, :TOP])
+            ranked.append(np.argsort(-made, axis=-1, kind="stable")[:, :TOP])
             advance()
     return Accuracy(np.concatenate(ranked), split.classes if split.labelled else None, len(split) / seconds)
 

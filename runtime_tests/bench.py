@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runner import Runner, logits
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.probe import probe
-from ofq_deploy.runtime_tests.runners import Run, executed_operators, open_runner
+from ofq_deploy.runtime_tests.runners import executed_operators, open_runner
 
 WARM_UP = 5
 FLOAT = 1  # onnx.TensorProto.FLOAT
@@ -49,9 +51,10 @@ def bench(
     shape = _common_shape(files, batches)
     latencies: dict[str, list[dict[str, Any]]] = {role: [] for role in files}
     for batch in batches:
-        runners = [open_runner(backend, path, threads, batch) for path in files.values()]
-        for role, latency in zip(files, _interleaved(runners, (batch, *shape), seconds, report), strict=True):
-            latencies[role].append(asdict(latency))
+        with ExitStack() as stack:
+            runners = [stack.enter_context(open_runner(backend, path, threads, batch)) for path in files.values()]
+            for role, latency in zip(files, _interleaved(runners, (batch, *shape), seconds, report), strict=True):
+                latencies[role].append(asdict(latency))
     result: dict[str, Any] = {"backend": backend, "threads": threads or "one per core"}
     for role, path in files.items():
         result[role] = {
@@ -94,13 +97,13 @@ def _common_shape(files: dict[str, Path], batches: tuple[int, ...]) -> tuple[int
     return shapes["model"]
 
 
-def _interleaved(runners: list[Run], shape: tuple[int, ...], seconds: float, report: Reporter) -> Iterator[Latency]:
+def _interleaved(runners: list[Runner], shape: tuple[int, ...], seconds: float, report: Reporter) -> Iterator[Latency]:
     """Call the runners in turn, so that whatever else the machine does hits all of them."""
     batch, images = shape[0], np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     times: list[list[float]] = [[] for _ in runners]
-    for run in runners:
+    for runner in runners:
         for _ in range(WARM_UP):
-            run(images)
+            logits(runner, images)
     start_all = time.perf_counter()
     with report.task(f"bench, batch {batch}", max(1, round(seconds))) as advance:
         done = 0
@@ -108,9 +111,9 @@ def _interleaved(runners: list[Run], shape: tuple[int, ...], seconds: float, rep
             if elapsed >= done + 1:
                 done += 1
                 advance()
-            for own, run in zip(times, runners, strict=True):
+            for own, runner in zip(times, runners, strict=True):
                 start = time.perf_counter()
-                run(images)
+                logits(runner, images)
                 own.append(1000 * (time.perf_counter() - start))
     for own in times:
         p50, p90, p99 = np.percentile(own, [50, 90, 99])

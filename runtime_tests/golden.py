@@ -18,15 +18,9 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import DataError
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
+from ofq_deploy.runner import RUNTIME_TIE, TORCH_TIE
 from ofq_deploy.runtime_tests import oracle
-from ofq_deploy.runtime_tests.parity import (
-    RUNTIME_TIE,
-    TIE_SHARE,
-    TORCH_TIE,
-    FloatParity,
-    compare_codes,
-    compare_floats,
-)
+from ofq_deploy.runtime_tests.parity import TIE_SHARE, FloatParity, compare_codes, compare_floats
 
 TOLERANCE = 5e-6
 MOST_FLIPS = 8

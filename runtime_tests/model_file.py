@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.files import sha256
 from ofq_deploy.images import Preprocessing
+from ofq_deploy.runner import FORCED
 
 if TYPE_CHECKING:
     import onnx
 
-FORCED = "/forced"
 ROLES = "ofq_deploy.roles"
 SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+)")
 
@@ -128,6 +128,11 @@ def is_tap(name: str) -> bool:
         return not name.endswith(
             (".weight.codes", ".parts.codes", ".context.codes", ".key_shift.codes", ".key_bias.codes")
         )
+    return is_float_tap(name)
+
+
+def is_float_tap(name: str) -> bool:
+    """The residual stream and the logits."""
     return name in ("embedding", "logits") or name.endswith((".middle", ".output"))
 
 

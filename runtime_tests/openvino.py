@@ -4,15 +4,14 @@ Its own choice would be bfloat16 on CPUs that have it, which rounds between the 
 """
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
 from ofq_deploy.runtime_tests.executed import SMALL_ROLES, Executed
 from ofq_deploy.runtime_tests.model_file import read_model
 
@@ -26,13 +25,13 @@ ORIGIN = "originalLayersNames"
 
 
 def compile_model(
-    path: Path, threads: int = 0, batch: int | None = None, model: "onnx.ModelProto | None" = None
+    model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None, where: Path | None = None
 ) -> "openvino.CompiledModel":
     """A compiled model with one stream.
 
     threads: 0 for one per core
     batch:   a fixed batch size, which it runs faster than a symbolic one
-    model:   what the file holds, where it has been read already
+    where:   the file that a model in memory comes from, for the message
 
     Raises BackendMissing without openvino, OnnxFileError when the model does not load.
     """
@@ -45,20 +44,42 @@ def compile_model(
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        network = core.read_model(path if model is None else model.SerializeToString())
+        network = core.read_model(model if isinstance(model, Path) else model.SerializeToString())
         if batch is not None:
-            shape = [axis.get_length() if axis.is_static else batch for axis in network.input(0).partial_shape]
-            network.reshape({network.input(0): shape})
+            network.reshape({value: _fixed(value.partial_shape, batch) for value in network.inputs})
         return core.compile_model(network, "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
         lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
-        raise OnnxFileError(f"{path} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
+        named = model if isinstance(model, Path) else where or "the model"
+        raise OnnxFileError(f"{named} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
 
 
-def runner(path: Path, threads: int, batch: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """A function from images [batch, channels, height, width] to logits [batch, classes]."""
-    request = compile_model(path, threads, batch).create_infer_request()
-    return lambda images: np.array(request.infer([images], share_inputs=True, share_outputs=True)[0])
+def _fixed(shape: Any, batch: int) -> list[int]:
+    return [axis.get_length() if axis.is_static else batch for axis in shape]
+
+
+class OpenVinoRunner(Runner):
+    """OpenVINO on the CPU. The first output of a name is given under the first of its names."""
+
+    def __init__(self, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None) -> None:
+        compiled = compile_model(model, threads, batch)
+        self._request = compiled.create_infer_request()
+        settings = {"threads": threads or "one per core", "batch": batch or "any", "precision": "f32"}
+        inputs, outputs = (
+            tuple(value.get_any_name() for value in values) for values in (compiled.inputs, compiled.outputs)
+        )
+        self._metadata = Metadata("openvino", runtime_name("openvino"), "cpu", settings, inputs, outputs)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        results = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        return {name: np.array(results[index]) for index, name in enumerate(self._metadata.outputs)}
+
+    def close(self) -> None:
+        del self._request
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +100,7 @@ class Node:
 def executed_nodes(path: Path) -> list[Node]:
     """What the compiled model executes; constants are prepared once and left out."""
     model, found = read_model(path), []
-    for node in compile_model(path, 1, 1, model).get_runtime_model().get_ops():
+    for node in compile_model(model, 1, 1, path).get_runtime_model().get_ops():
         info = node.get_rt_info()
         kind, precision, origin = (info[key].astype(str) for key in ("layerType", "runtimePrecision", ORIGIN))
         if kind not in ("Const", "Input", "Output"):

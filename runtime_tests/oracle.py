@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from ofq_deploy.frozen import Frozen, Linear, Quantizer
+from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner, runtime_name
 
 Double = NDArray[np.float64]
 Codes = NDArray[np.int16]
@@ -55,6 +56,36 @@ def run(frozen: Frozen, images: NDArray[np.float32], forced: dict[str, NDArray[n
         x = run_block(frozen, name, x, frozen.architecture.prefix if last else frozen.architecture.tokens, trace)
     run_heads(frozen, x, trace)
     return trace
+
+
+class Oracle(Runner):
+    """The oracle as a runner; takes and gives what ofq_deploy.runtime_tests.tapped.TappedModel does."""
+
+    def __init__(self, frozen: Frozen) -> None:
+        self._frozen = frozen
+        names = tuple(name for block in (frozen.quantizers, _float_taps(frozen)) for name in block)
+        inputs = ("image", *(name + FORCED for name in names if name != "logits"))
+        self._metadata = Metadata("oracle", runtime_name("numpy"), "cpu", {"dtype": "float64"}, inputs, names, tie=0.0)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        trace = self.trace(inputs)
+        return {**trace.codes, **trace.floats}
+
+    def trace(self, inputs: Arrays) -> Trace:
+        """What `infer` gives, with the values that were rounded to codes."""
+        forced = {name.removesuffix(FORCED): value for name, value in inputs.items() if name.endswith(FORCED)}
+        return run(self._frozen, inputs["image"], forced)
+
+    def close(self) -> None:
+        return
+
+
+def _float_taps(frozen: Frozen) -> list[str]:
+    return ["embedding", *(f"{block}.{end}" for block in frozen.blocks for end in ("middle", "output")), "logits"]
 
 
 def run_stem(frozen: Frozen, image: Double, trace: Trace) -> Double:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
 from ofq_deploy.runtime_tests.model_file import read_model
 
 if TYPE_CHECKING:
@@ -58,6 +59,30 @@ def open_session(
     except Exception as error:  # onnxruntime raises its own classes, all of them direct children of Exception
         named = model if isinstance(model, Path) else where or "the model"
         raise OnnxFileError(f"{named} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
+
+
+class OrtRunner(Runner):
+    """ONNX Runtime on the CPU, with all its optimizations or none."""
+
+    def __init__(self, model: "Path | onnx.ModelProto", threads: int = 0, optimize: bool = True) -> None:
+        self._session: onnxruntime.InferenceSession | None = open_session(model, threads, optimize)
+        inputs, outputs = (
+            tuple(value.name for value in values)
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        settings = {"threads": threads or "one per core", "optimized": optimize}
+        self._metadata = Metadata("ort-cpu", runtime_name("onnxruntime"), "cpu", settings, inputs, outputs)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        assert self._session is not None, "the runner is closed"
+        return run_all(self._session, inputs)
+
+    def close(self) -> None:
+        self._session = None
 
 
 def run_logits(session: "onnxruntime.InferenceSession", images: NDArray[np.float32]) -> NDArray[np.float32]:

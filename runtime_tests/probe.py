@@ -38,14 +38,15 @@ def probe(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> Co
 def _main(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
     import numpy as np
 
+    from ofq_deploy.runner import logits
     from ofq_deploy.runtime_tests.runners import open_runner
 
     import_module({"ort-cpu": "onnxruntime"}.get(backend, backend))  # its import is not the model's cost
     before = _peak_mb()
     start = time.perf_counter()
-    run = open_runner(backend, model, threads, shape[0])
+    runner = open_runner(backend, model, threads, shape[0])
     load_ms = 1000 * (time.perf_counter() - start)
-    run(np.zeros(shape, dtype=np.float32))
+    logits(runner, np.zeros(shape, dtype=np.float32))
     print(json.dumps({"load_ms": load_ms, "peak_mb": _peak_mb() - before}))
 
 

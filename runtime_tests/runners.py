@@ -1,17 +1,16 @@
-"""The runtimes that can be measured, by the name of their backend."""
+"""The runtimes that open model files, by the name of their backend."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
+from ofq_deploy.runner import Runner
 from ofq_deploy.runtime_tests import executed, openvino, ort
 from ofq_deploy.runtime_tests.executed import Executed
 
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+if TYPE_CHECKING:
+    import onnx
+
 BACKENDS = ("ort-cpu", "openvino")
 
 
@@ -21,16 +20,26 @@ def check_backend(backend: str) -> None:
         raise UnsupportedByTarget(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 
 
-def open_runner(backend: str, path: Path, threads: int, batch: int) -> Run:
-    """A function from images [batch, channels, height, width] to logits [batch, classes].
+def open_runner(
+    backend: str, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None, optimize: bool = True
+) -> Runner:
+    """The model, opened as a deployment would.
 
-    threads: 0 for one per core
+    threads:  0 for one per core
+    batch:    the only batch size that will be run, where it is known: some runtimes are faster for it
+    optimize: False leaves the graph as it is written (ort-cpu only)
 
     Raises BackendMissing without the runtime's package, OnnxFileError when it does not load the model.
     """
+    check_backend(backend)
     if backend == "openvino":
-        return openvino.runner(path, threads, batch)
-    return partial(ort.run_logits, ort.open_session(path, threads))
+        return openvino.OpenVinoRunner(model, threads, batch)
+    return ort.OrtRunner(model, threads, optimize)
+
+
+def levels(backend: str) -> tuple[bool, ...]:
+    """The values of `optimize` that a backend can be opened with, the deployed one first."""
+    return (True, False) if backend == "ort-cpu" else (True,)
 
 
 def executed_operators(backend: str, path: Path) -> Executed:

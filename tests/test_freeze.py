@@ -21,10 +21,11 @@ from ofq_deploy.grids import code_range
 from ofq_deploy.images import Preprocessing
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests import oracle
+from ofq_deploy.runtime_tests.model_file import is_float_tap
 from ofq_deploy.train.convert import activation_quantizers, calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.layers import QuantLinear
-from ofq_deploy.train.witness import witness
+from ofq_deploy.train.witness import TorchRunner
 from tests.strategies import random_images, small_vit
 
 LABELS = tuple("abcdefg")
@@ -61,6 +62,15 @@ def sizes_of(config: Quantization) -> dict[str, Any]:
     """Distilled colour models where there are shifts per token, plain grey ones otherwise."""
     rich = config.act_step == "token"
     return {"distilled": rich, "channels": 3 if rich else 1, "depth": 2}
+
+
+def witness(
+    model: Any, images: NDArray[np.float32], dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """Codes and floats of a free run in torch."""
+    made = TorchRunner(model, dtype).infer({"image": images})
+    floats = {name: value for name, value in made.items() if is_float_tap(name)}
+    return {name: value for name, value in made.items() if name not in floats}, floats
 
 
 def only_ties(expected: NDArray[Any], actual: NDArray[Any], units: NDArray[Any]) -> bool:

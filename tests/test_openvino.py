@@ -10,6 +10,7 @@ from ofq_deploy import api
 from ofq_deploy.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests import openvino
 from ofq_deploy.runtime_tests.lint import lint
 from ofq_deploy.runtime_tests.ort import open_session, run_logits
@@ -39,7 +40,7 @@ def test_every_product_runs_in_integers(model: Path) -> None:
 def test_predictions_are_those_of_the_portable_model(model: Path, run: Path) -> None:
     images = load_dataset("digits", 16).test.images(range(360))
     portable = open_session(api.export(run, target="portable"))
-    ours = openvino.runner(model, 1, 360)(images).argmax(-1)
+    ours = logits(openvino.OpenVinoRunner(model, 1, 360), images).argmax(-1)
 
     # its quantizer multiplies by a reciprocal: a value on a threshold may round the other way
     assert (ours == run_logits(portable, images).argmax(-1)).mean() >= 0.98
@@ -113,7 +114,7 @@ def test_the_file_advised_for_steps_per_token_runs_at_a_fixed_batch(tmp_path: Pa
     images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
 
     np.testing.assert_allclose(
-        openvino.runner(path, 1, 2)(images), run_logits(open_session(path), images), rtol=0, atol=0.1
+        logits(openvino.OpenVinoRunner(path, 1, 2), images), run_logits(open_session(path), images), rtol=0, atol=0.1
     )
 
 
@@ -135,4 +136,4 @@ def test_without_the_package_the_cure_is_named(model: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "openvino", None)
 
     with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[openvino\]'"):
-        openvino.runner(model, 1, 1)(np.zeros((1, 1, 16, 16), np.float32))
+        openvino.OpenVinoRunner(model, 1, 1)

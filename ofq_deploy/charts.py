@@ -7,7 +7,6 @@ from html import escape
 from math import floor, log10
 
 BINS = 120
-TAIL = 1.2
 Samples = Sequence[float]
 
 
@@ -60,11 +59,12 @@ def intervals(
 def distributions(rows: Iterable[tuple[str, Samples, dict[str, float]]], unit: str, other: str = "") -> str:
     """A histogram per (label, samples, {"p50": ..., "p90": ..., "p99": ...}) on one scale, with a line at the median.
 
-    The scale ends a little after the largest p90: tails are long, and what lies beyond is counted in words.
+    The scale ends a little after the largest p90, or at four times the largest median: tails are long, and what lies
+    beyond is counted in words.
     """
     rows = list(rows)
     low = min(min(samples) for _, samples, _ in rows)
-    high = TAIL * max(marks["p90"] for _, _, marks in rows)
+    high = min(1.2 * max(marks["p90"] for _, _, marks in rows), 4 * max(marks["p50"] for _, _, marks in rows))
     high = high if high > low else low + (abs(low) or 1.0)
     parts = []
     for label, samples, marks in rows:

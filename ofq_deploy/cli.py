@@ -439,18 +439,18 @@ def _finish(
     result: dict[str, Any], text: str, as_json: bool, output: Path | None, force: bool, page: Path | None = None
 ) -> None:
     """The result as JSON or text on stdout, as JSON in a file, as a page, and kept with its run."""
-    from ofq_deploy.results import keep, stamped
+    from ofq_deploy.results import keep, stamped, to_json
 
     result = stamped(_command.get(), shlex.join(["ofq-deploy", *sys.argv[1:]]), result)
-    document = json.dumps(result, indent=2)
+    document = to_json(result)
     if output is not None:
         from ofq_deploy.files import write_text
 
-        write_text(output, document + "\n", force)
+        write_text(output, document, force)
     keep(result)
     if page is not None:
         from ofq_deploy.reporting import write_page
 
         write_page(page, result, force)
     if as_json or text:
-        typer.echo(document if as_json else text)
+        typer.echo(document.rstrip() if as_json else text)

@@ -1,6 +1,5 @@
 """The whole path on the embedded data: train, export, prove, measure, report."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from ofq_deploy.card import write_card
 from ofq_deploy.files import refuse_existing, replacing
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe
-from ofq_deploy.results import Result, keep, stamped
+from ofq_deploy.results import Result, keep, stamped, to_json
 
 RECIPES = ("digits-w4a4", "digits-w2a2")
 BENCH_SECONDS = 2.0
@@ -40,7 +39,7 @@ def run_demo(output: Path, seed: int, force: bool, report: Reporter) -> dict[str
             "models": [entry for entry, _ in made],
         }
         summary = stamped("demo", _command(seed), summary)
-        (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(to_json(summary), encoding="utf-8")
         shown = [result for _, results in made for result in results]
         page = render("ofq-deploy: low-bit vision transformers, proven", shown, NOTE)
         (folder / "report.html").write_text(page, encoding="utf-8")

@@ -32,7 +32,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 .wide th:first-child, .wide td:first-child { text-align: left; padding-left: 0; }
 .wide.texts td { text-align: left; white-space: normal; }
 figure { margin: .75rem 0 1.25rem; } figcaption { margin-bottom: .3rem; } figure ul { list-style: none; margin: 0; padding: 0; }
-figure li { display: grid; grid-template-columns: 14rem 1fr 11rem; gap: 0 .75rem; align-items: center; font-size: .9375rem; }
+figure li { display: grid; grid-template-columns: 14rem 1fr 11rem; gap: 0 .75rem; align-items: center; font-size: .9375rem;
+  margin: .1rem 0; line-height: 1.4; }
 figure li b { order: 3; text-align: right; font-weight: normal; font-variant-numeric: tabular-nums; }
 figure li .track { order: 2; grid-column: 2; } figure li span { overflow-wrap: anywhere; }
 .track { position: relative; height: 1.4rem; } .track i { position: absolute; }

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from math import isfinite
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -71,6 +72,19 @@ def model_of(result: Result) -> str:
     return str(model["path"] if isinstance(model, dict) else model)
 
 
+def to_json(result: Result) -> str:
+    """The text of a result; what is not finite is null, because JSON has no other word for it."""
+    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
 def keep(result: Result, root: Path = Path()) -> None:
     """Write a result of validate or bench beside its model, when that lies in a run folder: `<model>.validate.json`,
     `<model>.bench.<backend>.json`. An earlier one is replaced; a folder that cannot be written keeps nothing.
@@ -82,7 +96,7 @@ def keep(result: Result, root: Path = Path()) -> None:
         return
     ending = f"bench.{result['backend']}" if command == "bench" else command
     with suppress(OutputError):  # the result itself is printed all the same
-        write_text(model.with_name(f"{model.stem}.{ending}.json"), json.dumps(result, indent=2) + "\n", force=True)
+        write_text(model.with_name(f"{model.stem}.{ending}.json"), to_json(result), force=True)
 
 
 def read_results(folder: Path) -> dict[Path, Result]:

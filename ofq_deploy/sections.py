@@ -8,7 +8,7 @@ from ofq_deploy.pages import folded, paragraph, table
 from ofq_deploy.results import Result
 
 FLOAT = "float model"
-SHOWN = 20  # rows of long lists: classes, roles of a profile
+SHOWN = 12  # rows of long lists: classes, roles of a profile
 
 
 def accuracy_row(label: str, validation: Result) -> tuple[str, float, tuple[float, float] | None, str]:
@@ -51,9 +51,7 @@ def accuracy(validation: Result) -> list[str]:
 
 def proof(validation: Result) -> list[str]:
     """Who was compared with whom, how codes differ, and every operator."""
-    pairs = validation.get("parity") or [
-        {**row, "follower": row["witness"], "leader": "the oracle"} for row in validation.get("operators", [])
-    ]
+    pairs = validation.get("parity", [])
     rows = [*_weights(validation), *map(_pair, pairs), *_golden(validation)]
     head = ["compared", "images", "codes", "differing", "of them ties", "floats to", "verdict"]
     lines = [table(head, rows)] if rows else []
@@ -74,7 +72,7 @@ def proof(validation: Result) -> list[str]:
         lines.append(
             paragraph(f"First tensor beyond the tolerance: {first}." if first else "All tensors are within it.")
         )
-        shown = [[row["name"], f"{row['error']:.1e}"] for row in validation["tensors"]]
+        shown = [[row["name"], _scientific(row["error"])] for row in validation["tensors"]]
         lines.append(folded(f"Tensors ({len(shown)})", table(["tensor", "largest error"], shown)))
     return lines + [paragraph(f"Fault: {fault}", "fault") for fault in validation["faults"]]
 
@@ -90,8 +88,11 @@ def _weights(validation: Result) -> list[list[str]]:
 
 def _pair(pair: dict[str, Any]) -> list[str]:
     numbers = [f"{pair[key]:,}" for key in ("images", "codes_compared", "codes_differing", "ties")]
-    ending = [f"{pair['worst_float_error']:.1e}", "passed" if pair["passed"] else "FAILED"]
-    return [f"{pair['follower']} against {pair['leader']}", *numbers, *ending]
+    return [_name(pair), *numbers, _scientific(pair["worst_float_error"]), "passed" if pair["passed"] else "FAILED"]
+
+
+def _name(pair: dict[str, Any]) -> str:
+    return f"{pair['follower']} against {pair.get('reference', pair['leader'])}"
 
 
 def _golden(validation: Result) -> list[list[str]]:
@@ -107,9 +108,9 @@ def _golden(validation: Result) -> list[list[str]]:
         [row["operator"], images, *(f"{row[key]:,}" for key in ("compared", "differing", "ties")), "", ""]
         for row in validation["activations"]
     ]
-    floats = [[row["operator"], images, "", "", "", f"{row['error']:.1e}", ""] for row in validation["floats"]]
+    floats = [[row["operator"], images, "", "", "", _scientific(row["error"]), ""] for row in validation["floats"]]
     blocks = [
-        [row["block"], images, "", "", "", f"{row['max_error']:.1e}", "equal" if row["passed"] else "DIFFERS"]
+        [row["block"], images, "", "", "", _scientific(row["max_error"]), "equal" if row["passed"] else "DIFFERS"]
         for row in validation["blocks"]
     ]
     return [*weights, *codes, *floats, *blocks]
@@ -117,28 +118,25 @@ def _golden(validation: Result) -> list[list[str]]:
 
 def _differences(pair: dict[str, Any]) -> list[str]:
     """How far codes differ, and where."""
-    title = f"{pair['follower']} against {pair['leader']}"
     lines = []
-    if pair.get("histogram"):
+    if pair["histogram"]:
         rows = [(steps, count, f"{count:,}") for steps, count in _steps(pair["histogram"])]
-        lines.append(bars(rows, f"Code differences, {title}: by how many steps, how often"))
-    if pair.get("first_divergence"):
-        lines.append(paragraph(f"{title}: the first operator that differs is {pair['first_divergence']}."))
-    operators = sorted(pair.get("operators", []), key=lambda row: -row["differing"])
-    if operators:
-        shown = [
-            [
-                row["operator"],
-                *(f"{row[key]:,}" for key in ("compared", "differing", "ties")),
-                f"{row['worst']:.1e}" if row["differing"] else "-",
-                ", ".join(f"{steps}: {count:,}" for steps, count in _steps(row["histogram"])) or "-",
-            ]
-            for row in operators
+        lines.append(bars(rows, f"Code differences, {_name(pair)}: by how many steps, how often"))
+    if pair["first_divergence"]:
+        lines.append(paragraph(f"The first operator that differs beyond a tie: {pair['first_divergence']}.", "fault"))
+    shown = [
+        [
+            row["operator"],
+            *(f"{row[key]:,}" for key in ("compared", "differing", "ties")),
+            _scientific(row["worst"]) if row["differing"] else "-",
+            ", ".join(f"{steps}: {count:,}" for steps, count in _steps(row["histogram"])) or "-",
         ]
-        head = ["operator", "codes", "differing", "of them ties", "worst, codes from the threshold", "by steps"]
-        differing = sum(row["differing"] > 0 for row in operators)
-        lines.append(folded(f"{title}: {differing} of {len(operators)} operators differ", table(head, shown)))
-    return lines
+        for row in sorted(pair["operators"], key=lambda row: -row["differing"])
+    ]
+    differing = sum(row["differing"] > 0 for row in pair["operators"])
+    head = ["operator", "codes", "differing", "of them ties", "codes from the threshold", "by steps"]
+    title = f"{_name(pair)}, fed with codes of {pair['leader']}: {differing} of {len(shown)} operators differ"
+    return [*lines, folded(title, table(head, shown))]
 
 
 def _steps(histogram: dict[str, int]) -> list[tuple[str, int]]:
@@ -180,15 +178,13 @@ def _ratios(bench: Result) -> list[str]:
     rows = [row for row in bench.get("speedup", []) if "interval" in row]
     if not rows:
         return []
-    shown = [
-        (
-            f"batch {row['batch']}",
-            row["ratio_of_medians"],
-            (row["interval"][0], row["interval"][1]),
-            "{:.2f} ({:.2f} to {:.2f})".format(row["ratio_of_medians"], *row["interval"]),
-        )
-        for row in rows
-    ]
+    shown = []
+    for row in rows:
+        for name, ratio in (("", row), (", CPU time", row.get("cpu_time"))):
+            if ratio:
+                low, high = ratio["interval"]
+                text = f"{ratio['ratio_of_medians']:.2f} ({low:.2f} to {high:.2f})"
+                shown.append((f"batch {row['batch']}{name}", ratio["ratio_of_medians"], (low, high), text))
     chart = intervals(shown, "Speed beside the baseline, with its 95 % interval; 1 is as fast", mark=1.0)
     doubtful = ", ".join(f"batch {row['batch']}" for row in rows if not row["conclusive"])
     return [chart, paragraph(f"Too noisy to conclude: {doubtful}." if doubtful else "")]
@@ -215,24 +211,28 @@ def arithmetic(bench: Result) -> list[str]:
     """What the products alone would take at the machine's peak, beside what the model takes."""
     if "arithmetic" not in bench:
         return []
-    arithmetic, first = bench["arithmetic"], first_row(bench, "model")
-    peaks = {name: value for name, value in arithmetic["peak_macs_per_s"].items() if value}
-    times = [
-        (f"measured, batch {first['batch']}", first["p50"], f"{first['p50']:.3f} ms"),
-        ("floor", arithmetic["floor_ms"], f"{arithmetic['floor_ms']:.3f} ms"),
-    ]
-    rates = [(f"peak, {name}", peak / 1e9, f"{peak / 1e9:,.1f} GMAC/s") for name, peak in peaks.items()]
-    if "int8" in peaks:
-        reached = peaks["int8"] / arithmetic["distance"] / 1e9
-        rates.insert(0, ("this model", reached, f"{reached:,.1f} GMAC/s"))
-    return [
-        bars(times, "Time a call, and the least that its products could take at the machine's peak", "floor"),
-        bars(rates, "Multiplications with additions per second"),
-        paragraph(
-            f"{arithmetic['macs']:,} multiplications with additions, {arithmetic['bit_operations']:,} bit operations. "
-            f"The model takes {arithmetic['distance']:.1f} times its floor."
-        ),
-    ]
+    own, lines = bench["arithmetic"], []
+    peaks = own["peak_macs_per_s"]
+    if peaks and own["floor_ms"]:
+        first = first_row(bench, "model")
+        times = [
+            (f"measured, batch {first['batch']}", first["p50"], f"{first['p50']:.3f} ms"),
+            ("floor", own["floor_ms"], f"{own['floor_ms']:.4f} ms"),
+        ]
+        reached = first["batch"] * own["macs"] / first["p50"] / 1e6
+        rates = [("this model", reached, f"{reached:,.1f} GMAC/s")]
+        rates += [(f"peak, {name}", peak / 1e9, f"{peak / 1e9:,.1f} GMAC/s") for name, peak in peaks.items()]
+        lines += [
+            bars(times, "Time a call, and the least that its products could take at the machine's peak", "floor"),
+            bars(rates, "Multiply-accumulates per second"),
+            paragraph(f"The model takes {own['distance']:.1f} times its floor."),
+        ]
+    numbers = f"{own['macs']:,} multiply-accumulates and {own['bit_operations']:,} bit operations an image"
+    if "baseline" in own:
+        base = own["baseline"]
+        numbers += f"; {role_name(bench, 'baseline')}: {base['macs']:,} and {base['bit_operations']:,}"
+    kernels = "; ".join(f"{name}: {text}" for name, text in (own.get("peak_kernels") or {}).items())
+    return [*lines, paragraph(f"{numbers}."), paragraph(f"Peak: {kernels}." if kernels else "", "quiet")]
 
 
 def profile(bench: Result) -> list[str]:
@@ -282,3 +282,7 @@ def plain(value: Any) -> str:
 
 def percent(value: float) -> str:
     return f"{value:.2f} %"
+
+
+def _scientific(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"

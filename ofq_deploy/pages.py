@@ -5,7 +5,7 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1f2328; --quiet: #57606a; --line: #d0d7de; --soft: #f3f5f8;
-  --own: #2f6fd6; --other: #77818c; --band: #9dbdf0; --good: #1a7f37; --bad: #cf222e; }
+  --own: #2864c7; --other: #77818c; --band: #9dbdf0; --good: #1a7f37; --bad: #cf222e; }
 @media (prefers-color-scheme: dark) { :root { --page: #0f1419; --text: #e6e9ed; --quiet: #9ba6b2; --line: #343c46;
   --soft: #1a2129; --own: #5f9df7; --other: #8b96a3; --band: #2f5591; --good: #4ac26b; --bad: #ff7b72; } }
 * { box-sizing: border-box; }

@@ -78,9 +78,9 @@ def proof(validation: Result) -> list[str]:
 
 
 def _weights(validation: Result) -> list[list[str]]:
-    weights = validation.get("weights")
-    if not isinstance(weights, dict):
+    if "golden" in validation or "weights" not in validation:
         return []
+    weights = validation["weights"]
     verdict = "DIFFER" if weights["codes_differing"] else "equal"
     numbers = [f"{weights[key]:,}" for key in ("codes_compared", "codes_differing")]
     return [["weights in the file", "", *numbers, "", "", verdict]]

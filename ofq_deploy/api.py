@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.card import card, card_path, refuse_other_card
 from ofq_deploy.errors import DataError, ModelError, RecipeError, UnsupportedByTarget
-from ofq_deploy.files import refuse_existing, replacing, sha256
+from ofq_deploy.files import refuse_existing, replacing, sha256, write_text
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
 from ofq_deploy.progress import Reporter
@@ -204,10 +204,10 @@ def export(
     from ofq_deploy.export.write import write_checked
     from ofq_deploy.runtime_tests.ort import open_session
 
-    with replacing(card_path(path), True) as beside, replacing(path, force) as temporary:
+    with replacing(path, force) as temporary:
         write_checked(model, temporary)
         open_session(temporary)
-        beside.write_text(card(temporary, path.name, source.path, []), encoding="utf-8")
+        write_text(card_path(path), card(temporary, path.name, source.path, []), force=True)
     return path
 
 

@@ -34,6 +34,8 @@ __all__ = [
     "inspect",
     "lint",
     "load_frozen",
+    "package",
+    "parity",
     "predict",
     "report",
     "train",
@@ -234,11 +236,9 @@ def validate(
 
     Returns a JSON table with "passed" and "faults".
     """
-    from ofq_deploy.runtime_tests.runners import check_backend
     from ofq_deploy.validation import validate_golden, validate_model
     from ofq_deploy.verdicts import validation_verdict
 
-    check_backend(backend)
     report = report or Reporter()
     if golden is not None:
         if data is not None or max_drop is not None or run is not None:
@@ -247,6 +247,35 @@ def validate(
     else:
         result = validate_model(subject, run, data, max_drop, images, backend, report)
     return {"verdict": validation_verdict(result)} | result
+
+
+@result_of("parity")
+def parity(
+    subject: str | Path | None = None,
+    *,
+    leader: str = "torch",
+    follower: str = "ort-cpu",
+    run: Path | None = None,
+    data: str | None = None,
+    images: int = PROOF_IMAGES,
+    report: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compare two runners of one model, code by code.
+
+    subject: an ONNX model, or a run folder whose newest exported model is meant (default: the newest run)
+    leader, follower: "torch", "torch:float64", "torch:cuda", "oracle", or a runtime: "ort-cpu", "ort-cpu:plain" (without its
+             optimizer), "openvino", or "ort-cpu@PYTHON", the ONNX Runtime that another interpreter has
+    images:  how many test images
+
+    The leader runs freely; every operator of the follower is fed the leader's codes, and what comes out is compared.
+    Then both run freely: where an image's codes part, the first operator is named. The float64 oracle tells ties from
+    errors. Returns a JSON table with "passed" and "faults".
+    """
+    from ofq_deploy.comparison import compare_two
+    from ofq_deploy.verdicts import parity_verdict
+
+    result = compare_two(subject, leader, follower, run, data, images, report or Reporter())
+    return {"verdict": parity_verdict(result)} | result
 
 
 @result_of("bench")
@@ -327,6 +356,41 @@ def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict
         }
         for image, row, order in zip(images, probabilities, best, strict=True)
     ]
+
+
+def package(
+    model: str | Path | None = None,
+    *,
+    kind: str,
+    output: Path,
+    name: str | None = None,
+    backend: str | None = None,
+    max_batch: int | None = None,
+    threads: int | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write a folder to serve a model from (default: the newest of the newest run).
+
+    kind:      "triton" for a model repository of NVIDIA's Triton Inference Server, "ort" for a folder with a script
+    name:      of the model, by default of its run folder or file
+    backend:   of Triton, "onnxruntime" or "tensorrt"; by default the one that the model was exported for
+    max_batch: images that Triton may run at once, by default 8
+    threads:   of one operator on the CPU in Triton, by default one per core
+
+    Returns the manifest as a JSON table, with the key "package".
+    """
+    from ofq_deploy.package import make_package
+
+    return make_package(
+        model_path(model),
+        kind,
+        Path(output),
+        name=name,
+        backend=backend,
+        max_batch=max_batch,
+        threads=threads,
+        force=force,
+    )
 
 
 @result_of("inspect")

@@ -260,6 +260,42 @@ def validate(
 
 
 @app.command()
+def parity(
+    subject: Subject = None,
+    leader: Annotated[
+        str,
+        typer.Option(help="Whose codes every operator is fed: torch, torch:float64, torch:cuda, oracle or a runtime."),
+    ] = "torch",
+    follower: Annotated[
+        str,
+        typer.Option(
+            help="Who is compared: the same names; runtimes are ort-cpu, ort-cpu:plain (no optimizer), openvino, and "
+            "ort-cpu@PYTHON (the ONNX Runtime of another interpreter)."
+        ),
+    ] = "ort-cpu",
+    run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
+    data: Annotated[str | None, typer.Option(help="As in validate [default: the run's own].")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to compare on.")] = 16,
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare two runners of one model, operator by operator and in free runs; exit 3 if they differ beyond ties.
+
+    Example: ofq-deploy parity --leader ort-cpu --follower ort-cpu:plain
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.parity(
+        subject, leader=leader, follower=follower, run=run, data=data, images=images, report=_reporter(quiet)
+    )
+    _finish(result, texts.parity_text(result), as_json, output, force)
+    raise typer.Exit(0 if result["passed"] else NEGATIVE)
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Annotated[Path | None, typer.Option(help="ONNX model or run folder [default: the newest run].")] = None,
@@ -281,6 +317,34 @@ def predict(
         for row in found
     ]
     _finish({"predictions": found}, "\n".join(lines), as_json, output, force)
+
+
+@app.command()
+def package(
+    kind: Annotated[str, typer.Option("--for", help="triton (a model repository) or ort (a folder with a script).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to make.")],
+    model: Subject = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model [default: its run folder or file].")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Triton: onnxruntime or tensorrt [default: what the model was exported for].")
+    ] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Triton: images run at once [default: 8].")] = None,
+    threads: Annotated[int | None, typer.Option(min=0, help="Triton: CPU threads [default: one per core].")] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a folder to serve a model from, with labels, preprocessing and instructions.
+
+    Example: ofq-deploy package runs/digits-w4a4 --for ort -o served
+    """
+    from ofq_deploy import api
+
+    result = api.package(
+        model, kind=kind, output=output, name=name, backend=backend, max_batch=max_batch, threads=threads, force=force
+    )
+    _reporter(quiet or as_json).say(f"{len(result['files'])} files; {output / 'README.md'} says how to use them")
+    _finish(result, str(output), as_json, None, False)
 
 
 @app.command()

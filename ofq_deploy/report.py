@@ -1,4 +1,4 @@
-"""The report as one HTML page: results of validate, bench and inspect in, text out. A section appears when its data is there."""
+"""The report as one HTML page: results in, text out. A section appears when its data is there."""
 
 import json
 from collections import defaultdict
@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from ofq_deploy import sections
+from ofq_deploy import sections, speed_sections
 from ofq_deploy.charts import bars, intervals
 from ofq_deploy.pages import commands, document, figures, paragraph, section, table, verdict
 from ofq_deploy.results import Result, command_of, model_of
-from ofq_deploy.sections import FLOAT, first_row, percent, plain, role_name
+from ofq_deploy.sections import percent
+from ofq_deploy.speed_sections import FLOAT, first_row, plain, role_name
+
+SHOWN = ("validate", "parity", "bench", "inspect")
 
 
 @dataclass(slots=True)
@@ -18,6 +21,7 @@ class _Model:
     """The results about one model, by the command that made them."""
 
     validate: list[Result] = field(default_factory=list)
+    parity: list[Result] = field(default_factory=list)
     bench: list[Result] = field(default_factory=list)
     inspect: list[Result] = field(default_factory=list)
 
@@ -25,18 +29,18 @@ class _Model:
 def render(title: str, results: Sequence[Result], note: str = "") -> str:
     """The page about some results; those of one model stand together, in the order in which the models first occur.
 
-    Takes results as `validate`, `bench` and `inspect` return them (see docs/schema.md) and passes over those of other
+    Takes results as `validate`, `parity`, `bench` and `inspect` return them (see docs/schema.md) and passes over those of other
     commands. Raises KeyError, TypeError and the like for a result that lacks what its schema promises.
     """
     models: dict[str, _Model] = defaultdict(_Model)
     for result in results:
-        if command_of(result) in ("validate", "bench", "inspect"):
+        if command_of(result) in SHOWN:
             getattr(models[model_of(result) or str(result.get("run"))], command_of(result)).append(result)
     many = len(models) > 1
     verdicts = [
         _verdict(result, f"{name}: " if many else "")
         for name, model in models.items()
-        for result in (*model.validate, *model.bench)
+        for result in (*model.validate, *model.parity, *model.bench)
     ]
     body = [
         *verdicts,
@@ -98,12 +102,14 @@ def _sections(name: str, model: _Model) -> str:
             section("Accuracy", *sections.accuracy(validation)),
             section("Proof", *sections.proof(validation)),
         ]
+    for parity in model.parity:
+        parts.append(section(f"{parity['follower']} against {parity['leader']}", *sections.proof(parity)))
     for bench in model.bench:
         runtime = f"in {bench['backend']}"
         parts += [
-            section(f"Speed {runtime}", *sections.speed(bench)),
-            section(f"Arithmetic {runtime}", *sections.arithmetic(bench)),
-            section(f"Where the time goes {runtime}", *sections.profile(bench)),
+            section(f"Speed {runtime}", *speed_sections.speed(bench)),
+            section(f"Arithmetic {runtime}", *speed_sections.arithmetic(bench)),
+            section(f"Where the time goes {runtime}", *speed_sections.profile(bench)),
         ]
     for contents in model.inspect:
         parts += [

@@ -7,11 +7,9 @@ from ofq_deploy.card import card_path, refuse_other_card, write_card
 from ofq_deploy.errors import DataError, OnnxFileError, OutputError, RunError
 from ofq_deploy.files import refuse_existing, sha256, write_text
 from ofq_deploy.progress import Reporter
-from ofq_deploy.report import render
+from ofq_deploy.report import SHOWN, render
 from ofq_deploy.results import Result, command_of, model_of, read_results
 from ofq_deploy.runs import newest_run
-
-READ = ("validate", "bench", "inspect")
 
 
 def report_folder(subject: Path | None, output: Path | None, force: bool, say: Reporter) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def _checked(folder: Path) -> dict[Path, Result]:
     found = {}
     for file, result in read_results(folder).items():
         command, _, version = str(result["schema"]).removeprefix("ofq-deploy/").partition("/")
-        if command not in READ:
+        if command not in SHOWN:
             continue
         if version != "1":
             raise DataError(f"{file} has schema {result['schema']}, this version reads ofq-deploy/{command}/1")

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec
 from ofq_deploy.environment import environment
 from ofq_deploy.errors import OutputError
 from ofq_deploy.files import write_text
+from ofq_deploy.runs import is_run
 
 Result = dict[str, Any]
 Arguments = ParamSpec("Arguments")
@@ -92,7 +93,7 @@ def keep(result: Result, root: Path = Path()) -> None:
     root: where the model's path begins, if it is a relative one
     """
     command, model = command_of(result), root / model_of(result)
-    if command not in ("validate", "bench") or not (model.parent / "manifest.json").is_file():
+    if command not in ("validate", "bench") or not is_run(model.parent):
         return
     ending = f"bench.{result['backend']}" if command == "bench" else command
     with suppress(OutputError):  # the result itself is printed all the same

@@ -48,6 +48,29 @@ def validation_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def parity_text(result: dict[str, Any]) -> str:
+    """What `parity` found, a line each."""
+    lines = [f"{result['model']}, {result['images']} images"]
+    for role, runner in result["runners"].items():
+        settings = ", ".join(f"{key} {value}" for key, value in runner["settings"].items())
+        lines.append(f"{role}: {runner['backend']} ({runner['runtime']} on {runner['device']}; {settings})")
+    for row in result["parity"]:
+        line = f"{row['follower']} against {row['reference']}, fed the codes of {row['leader']}: "
+        line += f"{row['codes_differing']} of {row['codes_compared']:,} codes differ, {row['ties']} of them ties"
+        if row["histogram"]:
+            line += " (" + ", ".join(f"{step}: {count}" for step, count in row["histogram"].items()) + ")"
+        lines.append(f"{line}; floats to {row['worst_float_error']:.1e}")
+    free = result["free_run"]
+    lines.append(f"free runs: {len(free['divergences'])} of {free['images']} images part")
+    lines += [
+        f"  image {entry['image']} at {entry['operator']} ({'a tie' if entry['is_tie'] else 'NO tie'})"
+        for entry in free["divergences"][:5]
+    ]
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    lines.append(result["verdict"])
+    return "\n".join(lines)
+
+
 def golden_text(result: dict[str, Any]) -> str:
     """What `validate --golden` found, a line each."""
     lines = [f"{result['run']} against {result['golden']}, {result['images']} images"]

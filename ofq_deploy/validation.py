@@ -15,7 +15,6 @@ from ofq_deploy.runs import Run
 
 if TYPE_CHECKING:
     from ofq_deploy.runtime_tests.accuracy import Accuracy
-    from ofq_deploy.runtime_tests.parity import Parity
     from ofq_deploy.runtime_tests.proof import Proof
 
 FREE_RUN_BUDGET = 2e9  # multiplications that the float64 oracle may spend on free runs (some seconds)
@@ -35,11 +34,10 @@ def validate_model(
 
     others = () if backend == "openvino" else ("openvino",)
     found = find(subject, run, without=("fp32", *others))
-    frozen = _frozen_of(found, max_drop, backend)
-    chosen = data or (found.run.recipe.data if found.run else "")
-    if not chosen:
-        raise DataError("the run does not name its data; pass --data NAME|PATH")
-    test = load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
+    frozen = frozen_of(found, backend)
+    if max_drop is not None and found.run is None:
+        raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
+    chosen, test = test_split(found, frozen, data)
     if max_drop is not None and not test.labelled:
         raise DataError(f"{chosen} has no labels, and --max-drop needs them; expected one folder of images per class")
     student = None
@@ -63,18 +61,25 @@ def validate_model(
     return result | {"passed": not faults, "faults": faults}
 
 
-def _frozen_of(found: Subject, max_drop: float | None, backend: str) -> Frozen:
+def frozen_of(found: Subject, backend: str) -> Frozen:
+    """The frozen file that a model came from, which `backend` can prove it against; RunError, UnsupportedByTarget."""
     path = found.model.path
     if found.model.target == "fp32":
         raise RunError(f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench")
-    if found.model.target == "openvino" and backend != "openvino":
+    if found.model.target == "openvino" and backend.startswith("ort-cpu"):
         raise UnsupportedByTarget(f"{path} is made for OpenVINO; prove it there with --backend openvino")
     if found.frozen is None:
         where = "beside it or under runs/"
         raise RunError(f"no frozen file with the hash that {path} names was found {where}; pass it with --run")
-    if max_drop is not None and found.run is None:
-        raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
     return found.frozen
+
+
+def test_split(found: Subject, frozen: Frozen, data: str | None) -> tuple[str, Split]:
+    """The named data, or the run's own, as the model wants it; DataError where neither is known."""
+    chosen = data or (found.run.recipe.data if found.run else "")
+    if not chosen:
+        raise DataError("the run does not name its data; pass --data NAME|PATH")
+    return chosen, load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
 
 
 def _prove(
@@ -123,7 +128,7 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str)
             }
             for entry in operators
         ],
-        "parity": [parity_table(entry) for entry in operators],
+        "parity": [entry.table() for entry in operators],
         "free_run": {
             "images": free.images,
             "divergences": [asdict(divergence) for divergence in free.divergences],
@@ -135,26 +140,6 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str)
         "ties": operators[0].ties,
         "top1_runtime": accuracy.top1,
     }
-
-
-def parity_table(parity: "Parity") -> dict[str, Any]:
-    """One comparison of two runners as a JSON table."""
-    return {
-        **{key: getattr(parity, key) for key in ("leader", "reference", "follower", "images", "passed")},
-        "codes_compared": parity.compared,
-        "codes_differing": parity.differing,
-        "ties": parity.ties,
-        "worst_float_error": parity.worst_float_error,
-        "histogram": _by_text(parity.histogram),
-        "first_divergence": parity.first_divergence,
-        "operators": [asdict(entry) | {"histogram": _by_text(entry.histogram)} for entry in parity.codes],
-        "floats": [asdict(entry) for entry in parity.floats],
-        "faults": parity.faults(),
-    }
-
-
-def _by_text(histogram: dict[int, int]) -> dict[str, int]:
-    return {f"{difference:+d}": count for difference, count in histogram.items()}
 
 
 def _metadata_faults(found: Subject, frozen: Frozen) -> list[str]:

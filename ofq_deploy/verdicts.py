@@ -25,6 +25,15 @@ def validation_verdict(result: dict[str, Any]) -> str:
     return f"Proven: the model computes what {reference}; {codes}{accuracy}."
 
 
+def parity_verdict(result: dict[str, Any]) -> str:
+    """What `parity` concludes."""
+    names = f"{result['follower']} against {result['leader']}"
+    if result["faults"]:
+        return f"They differ: {names}; {result['faults'][0]}."
+    ties = sum(row["ties"] for row in result["parity"])
+    return f"Equal: {names}, all codes{f' but for {ties} rounding ties' if ties else ''}."
+
+
 def bench_verdict(result: dict[str, Any]) -> str:
     """What `bench` concludes, of the first batch size."""
     own = result["model"]["latency_ms"][0]

@@ -39,11 +39,11 @@ def compare_operators(
     batches:  sizes to cut the images into, over and over
     directly: compare the followers with the leader too
 
-    Returns each follower against the oracle, then the leader against the oracle unless it is one itself, then each
-    follower against the leader.
+    Returns each follower against the oracle; then, unless the leader is an oracle itself, the leader against the oracle
+    and each follower against the leader.
     """
     oracle = Oracle(frozen)
-    is_oracle = leader.metadata.backend == oracle.metadata.backend
+    leads = leader.metadata.backend == oracle.metadata.backend
     found: list[list[Parity]] = []
     pairs: list[tuple[Runner, Arrays, Runner, Arrays]]
     pieces = list(cut(len(images), batches))
@@ -57,8 +57,8 @@ def compare_operators(
             expected: Arrays = {**judge.codes, **judge.floats}
             made = [follower.infer(inputs) for follower in followers]
             pairs = [(oracle, expected, follower, own) for follower, own in zip(followers, made, strict=True)]
-            pairs += [] if is_oracle else [(oracle, expected, leader, given)]
-            if directly:
+            pairs += [] if leads else [(oracle, expected, leader, given)]
+            if directly and not leads:
                 pairs += [(leader, given, follower, own) for follower, own in zip(followers, made, strict=True)]
             found.append([_compare(leader, *pair, judge) for pair in pairs])
             advance()

@@ -71,7 +71,8 @@ class OrtRunner(Runner):
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
         settings = {"threads": threads or "one per core", "optimized": optimize}
-        self._metadata = Metadata("ort-cpu", runtime_name("onnxruntime"), "cpu", settings, inputs, outputs)
+        backend = "ort-cpu" if optimize else "ort-cpu:plain"
+        self._metadata = Metadata(backend, runtime_name("onnxruntime"), "cpu", settings, inputs, outputs)
 
     @property
     def metadata(self) -> Metadata:

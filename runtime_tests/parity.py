@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,6 +133,25 @@ class Parity:
         if not lines and not self.passed:
             lines.append(f"{self.ties} ties among {self.compared} codes are more than {TIE_SHARE:.2%}")
         return lines
+
+    def table(self) -> dict[str, Any]:
+        """Counts in all and by operator, as JSON."""
+        return {
+            **{key: getattr(self, key) for key in ("leader", "reference", "follower", "images", "passed")},
+            "codes_compared": self.compared,
+            "codes_differing": self.differing,
+            "ties": self.ties,
+            "worst_float_error": self.worst_float_error,
+            "histogram": _by_text(self.histogram),
+            "first_divergence": self.first_divergence,
+            "operators": [asdict(entry) | {"histogram": _by_text(entry.histogram)} for entry in self.codes],
+            "floats": [asdict(entry) for entry in self.floats],
+            "faults": self.faults(),
+        }
+
+
+def _by_text(histogram: dict[int, int]) -> dict[str, int]:
+    return {f"{difference:+d}": count for difference, count in histogram.items()}
 
 
 def merge(parts: Sequence[Parity]) -> Parity:

@@ -6,9 +6,7 @@
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +19,8 @@ from ofq_deploy.runtime_tests.model_file import decoder, open_model
 from ofq_deploy.runtime_tests.oracle import Oracle
 from ofq_deploy.runtime_tests.ort import open_session, run_all
 from ofq_deploy.runtime_tests.parity import Parity
-from ofq_deploy.runtime_tests.runners import levels, open_runner
-from ofq_deploy.runtime_tests.tapped import TappedModel
-
-if TYPE_CHECKING:
-    import onnx
+from ofq_deploy.runtime_tests.runners import levels
+from ofq_deploy.runtime_tests.tapped import open_tapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +116,7 @@ def prove_operators(
 
     Returns the runtime against the oracle and, with `torch`, torch against the oracle.
     """
-    with TappedModel(path, frozen, partial(_open_graph, backend)) as runtime:
+    with open_tapped(backend, path, frozen) as runtime:
         return compare_operators(frozen, torch or Oracle(frozen), [runtime], images, report, batches)
 
 
@@ -133,9 +128,7 @@ def prove_free_run(
     different = compared = 0
     pieces = list(cut(len(images), (batch,)))
     oracle = Oracle(frozen).metadata
-    runtimes = [
-        TappedModel(path, frozen, partial(_open_graph, backend, optimize=optimize)) for optimize in levels(backend)
-    ]
+    runtimes = [open_tapped(name, path, frozen) for name in levels(backend)]
     with report.task(f"free runs of {path.name}", len(pieces)) as advance:
         for chosen in pieces:
             own, *others = (runtime.infer({"image": images[chosen]}) for runtime in runtimes)
@@ -148,8 +141,3 @@ def prove_free_run(
     for runtime in runtimes:
         runtime.close()
     return FreeRun(len(images), tuple(divergences), different, compared)
-
-
-def _open_graph(backend: str, graph: "onnx.ModelProto", batch: int, optimize: bool = True) -> Runner:
-    """On one thread: the result must not depend on how many there are, and small batches are faster so."""
-    return open_runner(backend, graph, threads=1, batch=batch, optimize=optimize)

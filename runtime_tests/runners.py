@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.runner import Runner
 from ofq_deploy.runtime_tests import executed, openvino, ort
+from ofq_deploy.runtime_tests.elsewhere import ElsewhereRunner
 from ofq_deploy.runtime_tests.executed import Executed
 
 if TYPE_CHECKING:
     import onnx
 
 BACKENDS = ("ort-cpu", "openvino")
+PLAIN = "ort-cpu:plain"
 
 
 def check_backend(backend: str) -> None:
@@ -20,26 +22,29 @@ def check_backend(backend: str) -> None:
         raise UnsupportedByTarget(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
 
 
-def open_runner(
-    backend: str, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None, optimize: bool = True
-) -> Runner:
+def open_runner(backend: str, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None) -> Runner:
     """The model, opened as a deployment would.
 
-    threads:  0 for one per core
-    batch:    the only batch size that will be run, where it is known: some runtimes are faster for it
-    optimize: False leaves the graph as it is written (ort-cpu only)
+    backend: one of `BACKENDS`; or "ort-cpu:plain", which leaves the graph as it is written; either with "@PYTHON" for
+             the ONNX Runtime that another interpreter has
+    threads: 0 for one per core
+    batch:   the only batch size that will be run, where it is known: some runtimes are faster for it
 
-    Raises BackendMissing without the runtime's package, OnnxFileError when it does not load the model.
+    Raises UnsupportedByTarget for a name that is no backend, BackendMissing without the runtime's package,
+    OnnxFileError when it does not load the model.
     """
+    name, _, python = backend.partition("@")
+    if name in ("ort-cpu", PLAIN):
+        if python:
+            return ElsewhereRunner(Path(python), backend, model, threads, optimize=name != PLAIN)
+        return ort.OrtRunner(model, threads, optimize=name != PLAIN)
     check_backend(backend)
-    if backend == "openvino":
-        return openvino.OpenVinoRunner(model, threads, batch)
-    return ort.OrtRunner(model, threads, optimize)
+    return openvino.OpenVinoRunner(model, threads, batch)
 
 
-def levels(backend: str) -> tuple[bool, ...]:
-    """The values of `optimize` that a backend can be opened with, the deployed one first."""
-    return (True, False) if backend == "ort-cpu" else (True,)
+def levels(backend: str) -> tuple[str, ...]:
+    """The backend itself, and the same runtime without its optimizer where it can do without."""
+    return (backend, backend.replace("ort-cpu", PLAIN)) if backend.partition("@")[0] == "ort-cpu" else (backend,)
 
 
 def executed_operators(backend: str, path: Path) -> Executed:

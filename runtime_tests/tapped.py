@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.model_file import is_float_tap, open_model, taps, with_forced_taps, with_taps
+from ofq_deploy.runtime_tests.oracle import Oracle
+from ofq_deploy.runtime_tests.runners import open_runner
 
 if TYPE_CHECKING:
     import onnx
@@ -23,6 +26,8 @@ class TappedModel(Runner):
     tap under its own name: codes as int16 on the grid of their quantizer, the residual stream and the logits as floats.
 
     With forced taps whatever follows a tap reads the forced value: every operator is computed on its own.
+
+    Raises OnnxFileError for a file that lacks a tap, or does not load.
     """
 
     def __init__(self, path: Path, frozen: Frozen, open_graph: OpenGraph) -> None:
@@ -33,6 +38,9 @@ class TappedModel(Runner):
         outputs = self._runner({}, 1).infer({"image": image})
         self._dtypes = {name: value.dtype for name, value in outputs.items()}
         names = tuple(_plain(name) for name in taps(self._model))
+        missing = [name for name in Oracle(frozen).metadata.outputs if name not in names]
+        if missing:
+            raise OnnxFileError(f"{path} does not compute the codes of {missing[0]}; export it again")
         own = self._runners[False, 1].metadata
         self._metadata = replace(own, inputs=("image", *(name + FORCED for name in names)), outputs=names)
 
@@ -79,6 +87,11 @@ class TappedModel(Runner):
             return 0
         low, high = self._frozen.quantizer(name).range
         return -low if dtype == np.uint8 else -128 if high > 127 else 0
+
+
+def open_tapped(backend: str, path: Path, frozen: Frozen) -> TappedModel:
+    """The model in one runtime, on one thread: codes must not depend on how many there are."""
+    return TappedModel(path, frozen, lambda graph, batch: open_runner(backend, graph, threads=1, batch=batch))
 
 
 def _image_shape(frozen: Frozen) -> tuple[int, int, int]:

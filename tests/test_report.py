@@ -210,6 +210,15 @@ def test_parts_that_were_not_measured_leave_no_trace(measured: list[Result], res
     assert "<svg" in render("title", results)
 
 
+def test_a_comparison_of_two_runners_is_a_section_of_its_own(portable_model: Path, results: list[Result]) -> None:
+    compared = json.loads(to_json(api.parity(portable_model, leader="ort-cpu", follower="ort-cpu:plain", images=2)))
+    page = render("title", [*results, compared])
+
+    assert "<h3>ort-cpu:plain against ort-cpu</h3>" in page
+    assert compared["verdict"] in _text(page)
+    assert f"{compared['parity'][0]['codes_compared']:,}" in page
+
+
 def test_no_labels_no_accuracy(results: list[Result]) -> None:
     validation = results[0]
     for key in ("top1", "top1_interval", "top5", "top5_interval"):

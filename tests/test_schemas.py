@@ -102,6 +102,8 @@ def test_inspect_of_a_run_without_models(tiny_run: Path, tmp_path: Path) -> None
         ["lint", "MODEL"],
         ["doctor"],
         ["bench", "MODEL", "--seconds", "0"],
+        ["parity", "MODEL", "--images", "2"],
+        ["package", "MODEL", "--for", "ort", "-o", "served"],
     ],
     ids=lambda words: words[0],
 )

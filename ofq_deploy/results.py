@@ -92,8 +92,11 @@ def keep(result: Result, root: Path = Path()) -> None:
 
     root: where the model's path begins, if it is a relative one
     """
-    command, model = command_of(result), root / model_of(result)
-    if command not in ("validate", "bench") or not is_run(model.parent):
+    command = command_of(result)
+    if command not in ("validate", "bench"):
+        return
+    model = root / model_of(result)
+    if not is_run(model.parent):
         return
     ending = f"bench.{result['backend']}" if command == "bench" else command
     with suppress(OutputError):  # the result itself is printed all the same

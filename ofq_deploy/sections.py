@@ -62,7 +62,7 @@ def proof(validation: Result) -> list[str]:
     if "free_run" in validation:
         free = validation["free_run"]
         ties = sum(entry["is_tie"] for entry in free["divergences"])
-        text = f"Free runs: {len(free['divergences'])} of {free['images']:,} images part, {ties} of them at a tie."
+        text = f"Free runs: codes part in {len(free['divergences'])} of {free['images']:,} images, in {ties} of them at a tie."
         if "codes_between_optimization_levels" in free:
             text += (
                 f" Between all optimizations and none {free['codes_differing_between_levels']:,} of "

@@ -95,7 +95,7 @@ def _options(settings: dict[str, Any]) -> list[str]:
 def run_copy(tiny_run: Path, portable_model: Path, tmp_path: Path) -> Path:
     """runs/tiny with its portable model, below tmp_path; free to be changed."""
     folder = tmp_path / "runs" / "tiny"
-    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("*.onnx"))
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("model.*"))
     shutil.copyfile(portable_model, folder / portable_model.name)
     return folder
 

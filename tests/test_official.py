@@ -27,12 +27,14 @@ from ofq_deploy.errors import DataError, ModelError, OfqError
 from ofq_deploy.files import sha256
 from ofq_deploy.frozen import load_frozen
 from ofq_deploy.progress import Reporter
+from ofq_deploy.report import render
 from ofq_deploy.runtime_tests.golden import compare_golden, load_golden
 from ofq_deploy.train import unpickle
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.official import load_official
 from ofq_deploy.train.reference import weight_units
 from tests.official_mini import DEPTH, DIM, Bits, State, checkpoint, edited, golden, sample_images, without_steps
+from tests.test_schemas import check
 
 SHARED = Path(os.environ.get("OFQ_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "ofq-official"
 LABELS = tuple("0123456789")
@@ -182,6 +184,11 @@ def test_an_imported_checkpoint_computes_what_the_official_model_does(
     file = checkpoint(attention, distilled, bits, seed=3)
     run = api.import_checkpoint(_save(file, tmp_path / "mini.pth.tar"), output=tmp_path / "run")
     result = api.validate(run, golden=_save_golden(golden(file), tmp_path / "golden.npz"), report=Reporter(True))
+    check(result)
+    page = render("title", [result])
+    assert [
+        row for row in (result["weights"] + result["blocks"]) if row.get("name", row.get("block")) not in page
+    ] == []
     frozen = load_frozen(run / "frozen.safetensors")
     weights = ["attn.z", "attn.v"] if attention == "qkr" else ["attn.qkv"]
     weights = [f"blocks.0.{name}" for name in (*weights, "attn.proj", "mlp.fc1", "mlp.fc2")]

@@ -69,7 +69,7 @@ def results(measured: list[Result]) -> list[Result]:
 @pytest.fixture
 def run_copy(tiny_run: Path, portable_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "tiny"
-    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("*.onnx", "*.md"))
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("model.*"))
     shutil.copyfile(portable_model, folder / portable_model.name)
     return folder
 

@@ -437,7 +437,8 @@ def report(
 def lint(model: str | Path | None = None, *, target: str | None = None) -> list[dict[str, str]]:
     """What keeps a model from exact and fast integer arithmetic on a target (default: the one it was made for).
 
-    Returns rule, node, operator, cause and cure of every fault. Takes any ONNX file when `target` is given.
+    Returns rule, node, operator, cause, cure and kind (hard, wrong, slow or hint) of every fault. Takes any ONNX
+    file when `target` is given.
     """
     from ofq_deploy.runtime_tests.lint import lint as find_faults
     from ofq_deploy.runtime_tests.model_file import read_model

@@ -417,22 +417,27 @@ def report(
 def lint(
     model: Subject = None,
     target: Annotated[
-        str | None, typer.Option(help="ort-cpu, portable or openvino [default: what the model was exported for].")
+        str | None,
+        typer.Option(help="ort-cpu, portable, openvino or tensorrt [default: what the model was exported for]."),
     ] = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List every product that a runtime would not compute in integers, with cause and cure; exit 3 if there is any.
+    """List what a runtime would refuse (hard), compute wrong or not in integers (slow), with its cause and cure.
 
-    Example: ofq-deploy lint model.onnx --target ort-cpu
+    A hint is a fault only elsewhere. Exit 3 if there is any finding.
+
+    Example: ofq-deploy lint model.onnx --target tensorrt
     """
     from ofq_deploy import api
 
     _refuse(output, force)
     faults = api.lint(model, target=target)
-    lines = [f"{row['rule']}: {row['operator']} {row['node']}: {row['cause']}; {row['cure']}" for row in faults]
+    lines = [
+        f"{row['kind']} {row['rule']}: {row['operator']} {row['node']}: {row['cause']}; {row['cure']}" for row in faults
+    ]
     _finish({"faults": faults}, "\n".join(lines) or "clean", as_json, output, force)
     raise typer.Exit(NEGATIVE if faults else 0)
 

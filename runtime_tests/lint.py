@@ -4,18 +4,16 @@ Most rules look at the graph that the runtime executes after its optimizer: one 
 in the file is enough to bring a product back to float there.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from math import frexp, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.runtime_tests import openvino
+from ofq_deploy.runtime_tests import openvino, tensorrt_attention, tensorrt_products, tensorrt_rules
 from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role
+from ofq_deploy.runtime_tests.findings import Finding, Model, Rule
 from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.ort import open_session, optimized_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -43,106 +41,8 @@ INEXACT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One fault. `node` is the node's name in the file, or that of its output where it has none."""
-
-    rule: str
-    node: str
-    operator: str
-    cause: str
-    cure: str
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """Nodes, those of subgraphs too, and values by name.
-
-    constants: initializers, those that can be overridden too
-    readers:   None stands for the caller, who reads the outputs
-    """
-
-    nodes: tuple["Node", ...]
-    inputs: frozenset[str]
-    constants: dict[str, "onnx.TensorProto"]
-    producers: dict[str, "Node"]
-    readers: dict[str, list["Node | None"]]
-
-    @classmethod
-    def of(cls, model: "onnx.ModelProto") -> "Graph":
-        nodes = tuple(_nodes(model.graph))
-        readers: dict[str, list[Node | None]] = {value.name: [None] for value in model.graph.output}
-        for node in nodes:
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
-        inputs = frozenset(value.name for value in model.graph.input)
-        constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        return cls(nodes, inputs, constants, {name: node for node in nodes for name in node.output}, readers)
-
-    def of_kind(self, *kinds: str) -> Iterator["Node"]:
-        return (node for node in self.nodes if node.op_type in kinds)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A file, and what ONNX Runtime makes of it, as soon as a rule asks."""
-
-    path: Path
-    proto: "onnx.ModelProto"
-
-    @cached_property
-    def file(self) -> Graph:
-        return Graph.of(self.proto)
-
-    @cached_property
-    def _optimized(self) -> "onnx.ModelProto":
-        return optimized_graph(self.path)
-
-    @cached_property
-    def executed(self) -> Graph:
-        return Graph.of(self._optimized)
-
-    @cached_property
-    def _types(self) -> dict[str, tuple[str, list[Any]]]:
-        """Element type and shape of all executed values, as ONNX Runtime infers them: the graph does not say."""
-        import onnx
-
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._optimized)
-        made = {name for node in copy.graph.node for name in node.output if name}
-        made -= {value.name for value in copy.graph.output}
-        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
-        session = open_session(copy, optimize=False)
-        types = {v.name: (v.type[7:-1], v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
-        kind = onnx.TensorProto.DataType.Name
-        return types | {n: (kind(t.data_type).lower(), list(t.dims)) for n, t in self.executed.constants.items()}
-
-    def type(self, name: str) -> str:
-        """Like `uint8`; empty where it is not known."""
-        return self._types.get(name, ("", []))[0]
-
-    def rank(self, name: str) -> int:
-        """0 where it is not known, too."""
-        return len(self._types.get(name, ("", []))[1])
-
-    def is_vector(self, name: str) -> bool:
-        return any(size != 1 for size in self._types.get(name, ("", []))[1])
-
-    def finding(self, rule: str, node: "Node", cause: str, cure: str) -> Finding:
-        """The optimizer appends to the names of nodes that it merges, or renames them; most outputs keep theirs."""
-        own = {made.name for made in self.file.nodes if made.name}
-        kept = [name for name in own if node.name.startswith(name) and node.name[len(name) :][:1] in ("", "/", "_")]
-        made = next(filter(None, node.output), node.op_type)
-        origin = self.file.producers.get(made)
-        name = max(kept, key=len, default="") or (origin.name if origin else "") or made
-        return Finding(rule, name, node.op_type, cause, cure)
-
-
-Rule = Callable[[Model], Iterator[Finding]]
-
-
 def lint(path: Path, target: str) -> list[Finding]:
-    """Everything in the model that `target` would compute in float, slowly or inexactly; empty for a clean model.
+    """All in the model that `target` would refuse, or compute in float, slowly or inexactly; empty for a clean model.
 
     Raises OnnxFileError for a file that is not ONNX or does not load, UnsupportedByTarget for a target without
     rules, BackendMissing when the target's runtime is not installed.
@@ -178,13 +78,9 @@ def dequantize(model: Model) -> Iterator[Finding]:
 
 def runtime_decoding(model: Model) -> Iterator[Finding]:
     graph = model.executed
-    static = set(graph.constants)
-    for node in graph.nodes:
-        if node.input and all(name in static for name in node.input if name):
-            static.update(node.output)
     for node in graph.of_kind(*INTEGER_PRODUCTS):
         weight = node.input[RIGHT_OPERAND[node.op_type]]
-        if weight in static and weight not in graph.constants:
+        if weight in graph.static and weight not in graph.constants:
             cure = "list no part of it as a graph input, and decode it by Cast and integer arithmetic"
             yield model.finding("runtime-decoding", node, "its weight is decoded again for every image", cure)
 
@@ -204,11 +100,11 @@ def scales(model: Model) -> Iterator[Finding]:
         _, right, left_scale, right_scale, *rest = node.input
         if model.is_vector(left_scale) and len(rest) == 3 and rest[2]:
             cause = "it multiplies its bias by the vector of left scales, which is wrong"
-            yield model.finding("scaled-bias", node, cause, "add the bias by an Add of its own")
+            yield model.finding("scaled-bias", node, cause, "add the bias by an Add of its own", "wrong")
         if model.rank(right) > 2 and model.is_vector(right_scale) and not _is_power_of_two(model, left_scale):
             cause = "a vector of scales for a batched operand: the batch size decides the order of roundings"
             cure = "make the left scale 1 and put it into the right one, or into a Mul if it is a vector"
-            yield model.finding("batch-dependent", node, cause, cure)
+            yield model.finding("batch-dependent", node, cause, cure, "wrong")
 
 
 def slow_operator(model: Model) -> Iterator[Finding]:
@@ -230,7 +126,8 @@ def last_axis_steps(model: Model) -> Iterator[Finding]:
 def inexact_operator(model: Model) -> Iterator[Finding]:
     for node in model.executed.of_kind("Gelu", *INEXACT):
         if node.op_type != "Gelu" or any(attribute.s == b"tanh" for attribute in node.attribute):
-            yield model.finding("inexact-operator", node, *INEXACT.get(node.op_type, INEXACT["FastGelu"]))
+            cause, cure = INEXACT.get(node.op_type, INEXACT["FastGelu"])
+            yield model.finding("inexact-operator", node, cause, cure, "wrong")
 
 
 def int32_bias(model: Model) -> Iterator[Finding]:
@@ -238,14 +135,14 @@ def int32_bias(model: Model) -> Iterator[Finding]:
         bias = {"QGemm": 6, "QLinearConv": 8}[node.op_type]
         if len(node.input) > bias and node.input[bias]:
             cure = "leave the product float, and add a float bias of shape [1, 1, n]"
-            yield model.finding("int32-bias", node, "its bias is rounded to units of the sums", cure)
+            yield model.finding("int32-bias", node, "its bias is rounded to units of the sums", cure, "wrong")
 
 
 def custom_operator(model: Model) -> Iterator[Finding]:
     for node in model.file.nodes:
         if node.domain not in ("", "ai.onnx"):
             cause = f"{node.domain} is no standard domain, and other runtimes may not know it"
-            yield model.finding("custom-operator", node, cause, "export for target portable")
+            yield model.finding("custom-operator", node, cause, "export for target portable", "hard")
 
 
 def float_product_in_openvino(model: Model) -> Iterator[Finding]:
@@ -263,15 +160,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "ort-cpu": ORT_CPU,
     "portable": (custom_operator, *ORT_CPU),
     "openvino": (float_product_in_openvino,),
+    "tensorrt": (*tensorrt_rules.RULES, *tensorrt_products.RULES, *tensorrt_attention.RULES),
 }
-
-
-def _nodes(graph: "onnx.GraphProto") -> Iterator["Node"]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _nodes(inner)
 
 
 def _is_power_of_two(model: Model, name: str) -> bool:

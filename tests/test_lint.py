@@ -214,6 +214,7 @@ SKIP = [
 ]
 BATCHED = {"keys": codes(1, 2, WIDTH, OUT), "row": floats(TOKENS, 1), "column": floats(1, 2, 1, OUT)}
 HEADS = ("x", TensorProto.FLOAT, ["batch", 2, TOKENS, WIDTH])
+PICTURE = ("x", TensorProto.FLOAT, ["batch", 3, TOKENS, TOKENS])
 
 
 def of(kind: str, inputs: str, **attributes: Any) -> list[onnx.NodeProto]:
@@ -290,7 +291,28 @@ BROKEN: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], list[tuple[str, st
     ),
     "Gelu by tanh": (of("Gelu", "x", approximate="tanh"), {}, [("inexact-operator", "y")]),
     "QuickGelu": (of("QuickGelu", "x"), {}, [("inexact-operator", "y")]),
+    "FastGelu": (of("FastGelu", "x"), {}, [("inexact-operator", "y")]),
+    "softmax of codes": (
+        [QUANTIZE, *of("QLinearSoftmax", "codes step zero step zero", axis=-1, opset=13)],
+        {},
+        [("inexact-operator", "y")],
+    ),
     "dynamic steps": (of("DynamicQuantizeMatMul", "x weight scale"), {}, [("inexact-operator", "y")]),
+    "dynamic steps, apart": (
+        [helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "y_step", "y_zero"], name="y")],
+        {},
+        [("inexact-operator", "y")],
+    ),
+    "integer convolution": (
+        [QUANTIZE, node("ConvInteger", "codes kernel zero", "y")],
+        {"image": PICTURE, "kernel": codes(4, 3, 2, 2, dtype=np.uint8)},
+        [("slow-operator", "y")],
+    ),
+    "convolution with an int32 bias": (
+        [QUANTIZE, node("QLinearConv", "codes step zero kernel scale zeros step zero sums", "y")],
+        {"image": PICTURE, "kernel": codes(OUT, 3, 2, 2), "sums": np.arange(OUT, dtype=np.int32)},
+        [("int32-bias", "y")],
+    ),
 }
 CLEAN: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
     "product": ([QUANTIZE, PRODUCT], {}),

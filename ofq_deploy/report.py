@@ -113,7 +113,7 @@ def _sections(name: str, model: _Model) -> str:
         ]
     for contents in model.inspect:
         parts += [
-            section("Size", sections.size(contents)),
+            section("Size", *sections.size(contents)),
             section("Bits trained, stored and computed", *sections.bits(contents)),
         ]
     return "\n".join(part for part in parts if part)

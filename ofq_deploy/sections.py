@@ -147,11 +147,12 @@ def _steps(histogram: dict[str, int]) -> list[tuple[str, int]]:
     return [(f"{steps:+d}".replace("-", "\u2212"), count) for steps, count in counts]
 
 
-def size(contents: Result) -> str:
+def size(contents: Result) -> list[str]:
     total = contents["file_bytes"]
     kinds = sorted(contents["bytes_by_kind"].items(), key=lambda item: -item[1])
     rows = [(kind, size, f"{size:,} B, {100 * size / total:.1f} %") for kind, size in kinds]
-    return bars(rows, f"{total:,} bytes by kind")
+    digest = f"sha256 {contents['model_sha256']}" if "model_sha256" in contents else ""
+    return [bars(rows, f"{total:,} bytes by kind"), paragraph(digest, "quiet")]
 
 
 def bits(contents: Result) -> list[str]:

@@ -176,7 +176,7 @@ def test_the_numbers_are_there(results: list[Result]) -> None:
         expected.append(f"{row['name']} {shape} {bits} {row['bytes']:,}")
     expected += [row["name"] for row in bench["model"]["profile"]["roles"][:12]]
     expected += [str(v) for v in contents["environment"]["packages"].values()]
-    expected += [result["command"] for result in results]
+    expected += [result["command"] for result in results] + [f"sha256 {contents['model_sha256']}"]
 
     assert [words for words in expected if words not in text] == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.card import card, card_path, refuse_other_card
-from ofq_deploy.errors import DataError, ModelError, RecipeError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, ModelError, OnnxFileError, RecipeError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256, write_text
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
@@ -288,50 +288,46 @@ def bench(
     seconds: float = 3.0,
     baseline: Path | None = None,
     profile: bool = False,
+    affinity: Iterable[int] = (),
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Measure a model (default: the newest of the newest run), interleaved with a baseline.
 
+    model:    any ONNX file that takes images
     baseline: an ONNX file; by default the float model of the run that the model came from
     profile:  add the time of every operator, by kind and by role (ort-cpu)
+    affinity: numbers of the CPUs to stay on; threads = 0 then means one for each of them
 
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench.
     """
     from ofq_deploy.runtime_tests.bench import bench as measure
-    from ofq_deploy.runtime_tests.bench import image_shape
+    from ofq_deploy.runtime_tests.bench import image_shape, pinned
     from ofq_deploy.runtime_tests.runners import check_backend
-    from ofq_deploy.verdicts import bench_verdict
 
     check_backend(backend)
     if profile and backend != "ort-cpu":
         raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
-    found = find(model)
-
-    with tempfile.TemporaryDirectory() as folder:
-        own = baseline is None and found.run is not None
-        if own:
+    path, cpus = model_path(model), tuple(affinity)
+    run = _run_of(path) if baseline is None else None
+    with tempfile.TemporaryDirectory() as folder, pinned(cpus):
+        if run is not None:
             from ofq_deploy.export.write import write_checked
 
-            assert found.run is not None
             baseline = Path(folder) / "fp32.onnx"
-            write_checked(_build(found.run, "fp32", None), baseline)
-        elif baseline is not None:
-            from ofq_deploy.runtime_tests.model_file import read_model
-
-            read_model(baseline)
-        arguments = tuple(batches), threads, seconds, report or Reporter(), backend
-        result = measure(found.model.path, baseline, *arguments)
+            write_checked(_build(run, "fp32", None), baseline)
+        threads = threads or len(cpus)
+        result = measure(path, baseline, tuple(batches), threads, seconds, report or Reporter(), backend)
         if profile:
             from ofq_deploy.runtime_tests.profile import profile as measure_operators
 
-            for role, path in (("model", found.model.path), ("baseline", baseline)):
-                if path is not None:
-                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(path))
-                    result[role]["profile"] = asdict(measure_operators(path, threads, shape))
-        if own:
+            for role, file in (("model", path), ("baseline", baseline)):
+                if file is not None:
+                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(file))
+                    result[role]["profile"] = asdict(measure_operators(file, threads, shape))
+        if run is not None:
             result["baseline"]["path"] = "the run's float model"
-    result["model"]["sha256"] = sha256(found.model.path)
-    return {"verdict": bench_verdict(result)} | result
+    result["model"]["sha256"] = sha256(path)
+    return result
 
 
 def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict[str, Any]]:
@@ -494,6 +490,14 @@ def _build(source: Run, target: str, opset: int | None) -> Any:
     from ofq_deploy.export.targets import TARGETS
 
     return build(frozen, TARGETS[target], opset, sha256(file))
+
+
+def _run_of(model: Path) -> Run | None:
+    """The run that a model was exported from; None when it is not found, and for models from elsewhere."""
+    try:
+        return find(model).run
+    except OnnxFileError:
+        return None
 
 
 def _device(name: str) -> str:

@@ -360,13 +360,18 @@ def bench(
         Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Where the time goes, by operator and role.")] = False,
+    affinity: Annotated[
+        str | None, typer.Option(metavar="CPU,...", help="CPUs to stay on, as 0,1 [default: all that are allowed].")
+    ] = None,
     page: Page = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Latency, load time, memory and executed operators, interleaved with a float baseline.
+    """Latency, load time, memory, arithmetic and executed operators, interleaved with a float baseline.
+
+    A speed-up is the ratio of median wall times with a 95 % interval; where that is wide, it says so.
 
     The result of a model in a run folder is kept beside it, as MODEL.bench.BACKEND.json, for: ofq-deploy report
 
@@ -375,6 +380,9 @@ def bench(
     from ofq_deploy import api
 
     _refuse(output, force)
+    cpus = [] if affinity is None else affinity.split(",")
+    if not all(cpu.isdecimal() for cpu in cpus):
+        raise typer.BadParameter(f"{affinity!r} is no list of CPU numbers, such as 0,1", param_hint="--affinity")
     _refuse(page, force)
     result = api.bench(
         model,
@@ -384,6 +392,7 @@ def bench(
         seconds=seconds,
         baseline=baseline,
         profile=profile,
+        affinity=map(int, cpus),
         report=_reporter(quiet),
     )
     _finish(result, texts.bench_text(result), as_json, output, force, page)

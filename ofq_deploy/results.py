@@ -22,6 +22,7 @@ from ofq_deploy.runs import is_run
 Result = dict[str, Any]
 Arguments = ParamSpec("Arguments")
 OPTIONS = {"batches": "batch"}  # parameters of the functions that are named otherwise on the command line
+LISTS = ("affinity",)  # those that take all values at once, as 0,1
 
 
 def stamped(command: str, line: str, result: Result) -> Result:
@@ -53,7 +54,9 @@ def command_line(command: str, given: dict[str, Any]) -> str:
         option = (
             [] if place == 0 and name in ("subject", "model") else [f"--{OPTIONS.get(name, name).replace('_', '-')}"]
         )
-        values = value if isinstance(value, (list, tuple, range)) else [value]
+        values = list(value) if isinstance(value, (list, tuple, range)) else [value]
+        if name in LISTS and len(values) > 1:
+            values = [",".join(map(str, values))]
         for one in values:
             if one is True:
                 words += option

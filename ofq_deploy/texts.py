@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 SHOWN = 16  # rows of a profile
+NAMED = 5  # nodes in a warning
 
 
 def validation_text(result: dict[str, Any]) -> str:
@@ -104,9 +105,13 @@ def bench_text(result: dict[str, Any]) -> str:
             f"peak +{entry['peak_mb']:.1f} MB; products: {run['integer']} in integers, {run['float']} in float, "
             f"{run['small']} small per-key ones"
         )
+        if run["integer"] and run["float"]:
+            named = ", ".join(run["float_nodes"][:NAMED]) + (", ..." if run["float"] > NAMED else "")
+            lines.append(f"  warning: {run['float']} products of a quantized model run in float: {named}")
         lines += [
             f"  batch {row['batch']}: p50 {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}, "
             f"{row['images_per_s']:.0f} images/s ({row['calls']} calls)"
+            + (f", CPU time p50 {row['cpu_p50']:.3f} ms" if row["cpu_p50"] is not None else "")
             for row in entry["latency_ms"]
         ]
     for role in ("model", "baseline"):
@@ -116,11 +121,32 @@ def bench_text(result: dict[str, Any]) -> str:
                 f"  {row['name']:48} {row['nodes']:4} nodes {row['ms']:8.3f} ms {100 * row['share']:5.1f} %"
                 for row in shares[:SHOWN]
             ]
-    for row in result.get("speedup", []):
+    return "\n".join([*lines, *_arithmetic_lines(result["arithmetic"]), _conditions_line(result), result["verdict"]])
+
+
+def _arithmetic_lines(done: dict[str, Any]) -> list[str]:
+    """What the model multiplies, and how far it is from what the CPU could."""
+    line = f"arithmetic: {done['macs'] / 1e6:,.1f} M multiply-accumulates, {done['bit_operations'] / 1e9:,.2f} G bit operations"
+    if base := done.get("baseline"):
+        line += f" (baseline: {base['macs'] / 1e6:,.1f} M, {base['bit_operations'] / 1e9:,.2f} G)"
+    lines = [line + "".join(f"; {operator} is not counted" for operator in done["uncounted"])]
+    if done["distance"] is not None:
+        peak = done["peak_macs_per_s"]
         lines.append(
-            f"batch {row['batch']}: {row['ratio_of_medians']:.2f}x the baseline's speed (medians, interleaved)"
+            f"  p50 is {done['distance']:.1f} times the {done['floor_ms']:.3f} ms that these would take at the rates of "
+            f"ONNX Runtime's best kernels here ({peak['int8'] / 1e9:.0f} G/s in int8, {peak['float32'] / 1e9:.0f} G/s in float32)"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def _conditions_line(result: dict[str, Any]) -> str:
+    how = result["conditions"]
+    cpus = "unknown" if how["affinity"] is None else ", ".join(map(str, how["affinity"]))
+    spinning = " (idle ones spin)" if how["spinning"] else ""
+    return (
+        f"conditions: {how['runtime']} on {how['device']}, threads: {how['threads']}{spinning}, CPUs: {cpus}; "
+        "one call of each model per round, in random order"
+    )
 
 
 def print_layers(result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The one sentence that sums a result up."""
+"""The one sentence that sums a comparison up; that of `bench` is runtime_tests.bench.verdict."""
 
 from typing import Any
 
@@ -32,15 +32,3 @@ def parity_verdict(result: dict[str, Any]) -> str:
         return f"They differ: {names}; {result['faults'][0]}."
     ties = sum(row["ties"] for row in result["parity"])
     return f"Equal: {names}, all codes{f' but for {ties} rounding ties' if ties else ''}."
-
-
-def bench_verdict(result: dict[str, Any]) -> str:
-    """What `bench` concludes, of the first batch size."""
-    own = result["model"]["latency_ms"][0]
-    took = f"{own['p50']:.3f} ms a call at batch {own['batch']} (median of {own['calls']})"
-    if "speedup" not in result:
-        return f"{took}; nothing to compare with."
-    first = result["speedup"][0]
-    interval = " ({:.2f} to {:.2f} with 95 % confidence)".format(*first["interval"]) if "interval" in first else ""
-    doubt = "" if first.get("conclusive", True) else ", too noisy to conclude"
-    return f"{took}: {first['ratio_of_medians']:.2f} times the speed of {result['baseline']['path']}{interval}{doubt}."

@@ -31,6 +31,7 @@ class Executed:
     small:               float products of `SMALL_ROLES`
     leftover_dequantize: those that feed no small product; an integer model has none, it does have QuantizeLinear
     operators:           how often each operator occurs
+    float_nodes:         names of the products that `float` counts
     """
 
     integer: int
@@ -38,17 +39,24 @@ class Executed:
     small: int
     leftover_dequantize: int
     operators: dict[str, int]
+    float_nodes: tuple[str, ...] = ()
 
 
 def executed_operators(path: Path) -> Executed:
     """Open the model in ONNX Runtime and classify the nodes that it will execute."""
     nodes = optimized_graph(path).graph.node
     counts = Counter(node.op_type for node in nodes)
-    floats = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
-    small = sum(map(has_small_role, floats))
+    products = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
+    floats = tuple(node.name or node.output[0] for node in products if not has_small_role(node))
     integer = sum(counts[kind] for kind in INTEGER_PRODUCTS)
     pairs = [node for node in nodes if node.op_type == "DequantizeLinear" and not has_small_role(node)]
-    return Executed(integer, len(floats) - small, small, len(pairs), dict(sorted(counts.items())))
+    small = len(products) - len(floats)
+    return Executed(integer, len(floats), small, len(pairs), dict(sorted(counts.items())), floats)
+
+
+def operands(node: "onnx.NodeProto") -> tuple[str, str]:
+    """The two values that a product multiplies, left and right."""
+    return node.input[0], node.input[3 if node.op_type in ("QLinearMatMul", "QLinearConv", "QGemm") else 1]
 
 
 def has_small_role(node: "onnx.NodeProto") -> bool:

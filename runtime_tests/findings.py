@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.runtime_tests.model_file import static_values
 from ofq_deploy.runtime_tests.ort import open_session, optimized_graph
 
 if TYPE_CHECKING:
@@ -70,22 +71,19 @@ class Graph:
         nodes = tuple(_nodes(model.graph))
         readers: dict[str, list[Node | None]] = {value.name: [None] for value in model.graph.output}
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        static = set(constants)
         producers: dict[str, Node] = {}
         for node in nodes:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
             if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
                 constants[node.output[0]] = node.attribute[0].t
-            if node.op_type == "Constant" or (node.input and all(name in static for name in node.input if name)):
-                static.update(node.output)
             for name in filter(None, node.output):
                 if any(readers.get(name, [])) and name not in producers:  # two branches may share a name
                     # A cycle would keep the rules that follow a graph from ending.
                     raise OnnxFileError(f"{name} is read before it is computed; sort the nodes of the model")
                 producers[name] = node
         inputs = frozenset(value.name for value in model.graph.input)
-        return cls(nodes, inputs, constants, frozenset(static), producers, readers)
+        return cls(nodes, inputs, constants, frozenset(static_values(nodes, constants)), producers, readers)
 
     def of_kind(self, *kinds: str) -> Iterator["Node"]:
         return (node for node in self.nodes if node.op_type in kinds)

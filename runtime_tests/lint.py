@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.runtime_tests import openvino, tensorrt_attention, tensorrt_products, tensorrt_rules
-from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role
+from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role, operands
 from ofq_deploy.runtime_tests.findings import Finding, Model, Rule
 from ofq_deploy.runtime_tests.model_file import read_model
 
@@ -25,7 +25,6 @@ FLOAT_BLOCKS = {"Attention", "MultiHeadAttention", "GroupQueryAttention", "QAtte
 FLOAT_BLOCKS |= {"LSTM", "GRU", "RNN"}
 # int32 sums that join others before they are rescaled: row sums, and the half sums of 9-bit integers.
 SUM_ROLES = (".row_sum.total", ".half_total")
-RIGHT_OPERAND = {kind: 3 if kind.startswith("Q") else 1 for kind in INTEGER_PRODUCTS}
 SLOW = {
     "BiasGelu": ("it is slower than Add and Gelu", "write the bias as [1, 1, n], or into the product"),
     "SkipLayerNormalization": ("it is slower than Add and LayerNormalization", "let a second node read the sum"),
@@ -79,7 +78,7 @@ def dequantize(model: Model) -> Iterator[Finding]:
 def runtime_decoding(model: Model) -> Iterator[Finding]:
     graph = model.executed
     for node in graph.of_kind(*INTEGER_PRODUCTS):
-        weight = node.input[RIGHT_OPERAND[node.op_type]]
+        weight = operands(node)[1]
         if weight in graph.static and weight not in graph.constants:
             cure = "list no part of it as a graph input, and decode it by Cast and integer arithmetic"
             yield model.finding("runtime-decoding", node, "its weight is decoded again for every image", cure)
@@ -90,7 +89,7 @@ def operand_types(model: Model) -> Iterator[Finding]:
         if model.type(node.input[0]) == "int8":
             cure = "keep signed codes as uint8 with zero point 2**(bits - 1)"
             yield model.finding("int8-left", node, "its left operand is int8, which has no fast kernel", cure)
-        if model.type(node.input[RIGHT_OPERAND[node.op_type]]) == "uint8":
+        if model.type(operands(node)[1]) == "uint8":
             cure = "keep its right operand as int8 with zero point 0"
             yield model.finding("uint8-right", node, "its right operand is uint8, which has a slower kernel", cure)
 

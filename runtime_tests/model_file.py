@@ -167,17 +167,25 @@ def with_forced_taps(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) 
     return copy
 
 
+def static_values(nodes: Iterable["onnx.NodeProto"], constants: Iterable[str]) -> set[str]:
+    """Names of the values that depend on `constants` alone, themselves included.
+
+    nodes: in the order of the graph
+    """
+    static = set(constants)
+    for node in nodes:
+        if all(name in static for name in node.input if name):
+            static.update(node.output)
+    return static
+
+
 def decoder(model: "onnx.ModelProto", names: list[str]) -> "onnx.ModelProto":
     """A model without inputs whose outputs are the constants `names`, decoded by the file's own nodes."""
     import onnx
 
     inputs = {value.name for value in model.graph.input}
-    known = {tensor.name for tensor in model.graph.initializer} - inputs
-    nodes = []
-    for node in model.graph.node:
-        if node.input and all(name in known for name in node.input if name):
-            nodes.append(node)
-            known.update(node.output)
+    known = static_values(model.graph.node, {tensor.name for tensor in model.graph.initializer} - inputs)
+    nodes = [node for node in model.graph.node if known.issuperset(node.output)]
     missing = [name for name in names if name not in known]
     if missing:
         raise OnnxFileError(f"the model holds no constant {missing[0]}; export it again")

@@ -13,7 +13,7 @@ import numpy as np
 from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
 from ofq_deploy.runtime_tests.executed import SMALL_ROLES, Executed
-from ofq_deploy.runtime_tests.model_file import read_model
+from ofq_deploy.runtime_tests.model_file import read_model, static_values
 
 if TYPE_CHECKING:
     import onnx
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
 INTEGERS = {"i8", "u8"}
 ORIGIN = "originalLayersNames"
+PREAMBLE = ("Exception from", "Check", "FrontEnd API failed", "Model wasn't fully converted")  # lines of its messages
 
 
 def compile_model(
@@ -49,9 +50,11 @@ def compile_model(
             network.reshape({value: _fixed(value.partial_shape, batch) for value in network.inputs})
         return core.compile_model(network, "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
-        lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check"))]
+        if isinstance(model, Path):
+            compile_model(read_model(model), threads, batch, model)  # fails again, with the long names of the nodes
+        lines = [line for line in str(error).splitlines() if line and not line.startswith(PREAMBLE)]
         named = model if isinstance(model, Path) else where or "the model"
-        raise OnnxFileError(f"{named} does not load in OpenVINO: {' '.join(lines)[:200]}") from error
+        raise OnnxFileError(f"{named} does not load in OpenVINO: {' '.join(lines)[:300]}") from error
 
 
 def _fixed(shape: Any, batch: int) -> list[int]:
@@ -131,6 +134,7 @@ def executed_operators(path: Path) -> Executed:
         small,
         counts["DequantizeLinear"],
         dict(sorted(counts.items())),
+        tuple(node.origin[0] for node in floats if not is_small(node)),
     )
 
 
@@ -142,10 +146,7 @@ def is_small(node: Node) -> bool:
 def _batched_products(model: "onnx.ModelProto") -> set[str]:
     """Roles of the file's products of two activations."""
     graph = model.graph
-    static = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        if all(name in static for name in node.input if name):
-            static.update(node.output)
+    static = static_values(graph.node, (tensor.name for tensor in graph.initializer))
     kinds = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat")
     products = (node for node in graph.node if node.op_type in kinds and not static.intersection(node.input[:2]))
     return {_role(node.name) for node in products}

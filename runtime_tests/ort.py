@@ -71,6 +71,7 @@ class OrtRunner(Runner):
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
         settings = {"threads": threads or "one per core", "optimized": optimize}
+        settings["spinning"] = threads != 1  # its default: idle workers wait in a loop, where there are any
         backend = "ort-cpu" if optimize else "ort-cpu:plain"
         self._metadata = Metadata(backend, runtime_name("onnxruntime"), "cpu", settings, inputs, outputs)
 

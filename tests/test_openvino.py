@@ -91,9 +91,12 @@ def test_nine_bit_integers_are_refused() -> None:
         TARGETS["openvino"].check(frozen)
 
 
-def test_the_proof_says_that_it_needs_the_portable_model(model: Path) -> None:
-    with pytest.raises(UnsupportedByTarget, match="prove the portable model"):
+def test_it_is_proven_in_openvino_only(model: Path) -> None:
+    with pytest.raises(UnsupportedByTarget, match="prove it there with --backend openvino"):
         api.validate(model)
+    result = api.validate(model, backend="openvino", images=4)
+
+    assert result["passed"], result["faults"]
 
 
 def test_validate_of_a_run_takes_what_can_be_proven(model: Path, run: Path) -> None:

@@ -157,6 +157,9 @@ def test_command_lines_are_quoted_and_leave_out_what_was_not_asked() -> None:
 
     assert command_line("validate", given) == "ofq-deploy validate 'a b.onnx' --max-drop 1.5"
     assert command_line("bench", {"seconds": 1.0, "profile": True}) == "ofq-deploy bench --seconds 1.0 --profile"
+    assert command_line("bench", {"batches": range(1, 3), "affinity": (0, 2)}) == (
+        "ofq-deploy bench --batch 1 --batch 2 --affinity 0,2"
+    )
 
 
 def test_numbers_that_json_does_not_have_become_null() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.targets import HIGHEST_OPSET, Rescale, Steps, Target, rescale, zero_point
+from ofq_deploy.export.targets import HIGHEST_OPSET, Rescale, Steps, Target
 from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu
@@ -91,7 +91,7 @@ class _Network:
             )
         else:
             image_shifted = image
-        codes = self.quantize(image_shifted, "patch_embed.input", quantizer.step, axis=1)
+        codes = self.quantize(image_shifted, "patch_embed.input", quantizer.step, axis=1, rank=4)
         side, p, parts = a.image_size // a.patch_size, a.patch_size, len(linear.scale)
         pixels = b.reshape(codes, [0, a.channels, side, p, side, p], "patch_embed.grid")
         if parts == 1:
@@ -127,7 +127,7 @@ class _Network:
         queries, residual = self.cut(codes, rows, f"{attn}.queries"), self.cut(x, rows, f"{name}.residual")
         scores = self.scores_qkr if self.frozen.quantization.attention == "qkr" else self.scores_qk
         p = b.op("Softmax", [scores(attn, codes, queries, rows)], f"{attn}.probabilities", {"axis": -1})
-        p = self.quantize_tokens(p, f"{attn}.softmax", rows, axis=2)
+        p = self.quantize_tokens(p, f"{attn}.softmax", rows, axis=2, rank=4)
         context = self.context(attn, p, self.linear_codes(codes, f"{attn}.v", f"{attn}.input", left=False), rows)
         out = self.linear(context, f"{attn}.proj", f"{attn}.proj.input", rows)
         x = b.op("Add", [residual, out], f"{name}.middle")
@@ -192,7 +192,7 @@ class _Network:
     def key_shift(self, attn: str, keys: ir.Value, shift: Floats, quantizer: Quantizer) -> ir.Value:
         """shift: float32 [1, heads or 1, 1, width]; keys: int8 [batch, heads, width, tokens]"""
         b, name = self.b, f"{attn}.scores.key_shift"
-        real = b.cast(keys, ir.DataType.FLOAT, f"{name}.codes")
+        real = self.target.to_float(b, f"{name}.codes", keys, 0)
         row = b.op("MatMul", [b.float(name, shift), real], f"{name}.row")
         if quantizer.step.size > 1:
             step = np.broadcast_to(quantizer.step.T, (self.a.heads, self.a.tokens))[None, :, None]
@@ -200,14 +200,12 @@ class _Network:
         return row
 
     def key_bias(self, attn: str, codes: ir.Value, bias: Floats, quantizer: Quantizer) -> ir.Value:
-        """bias: float32 [heads, dim]; codes: uint8 [batch, tokens, dim]"""
+        """bias: float32 [heads, dim]; codes: [batch, tokens, dim], those of a left operand
+
+        They are centred before the product: after it, 8-bit codes would cancel to a few digits.
+        """
         b, a, name = self.b, self.a, f"{attn}.scores.key_bias"
-        zero = self.zero(quantizer)
-        if zero:  # centred before the product: after it, 8-bit codes would cancel to a few digits
-            operands = [codes, b.float("one", 1.0), zero_point(b, zero)]
-            real = b.op("DequantizeLinear", operands, f"{name}.codes")
-        else:
-            real = b.cast(codes, ir.DataType.FLOAT, f"{name}.codes")
+        real = self.target.to_float(b, f"{name}.codes", codes, self.zero(quantizer))
         row = b.op("MatMul", [real, b.float(name, bias.T)], f"{name}.product")
         if quantizer.step.size > 1:
             row = b.op("Mul", [row, b.float(f"{name}.step", quantizer.step.reshape(1, -1, 1))], f"{name}.stepped")
@@ -224,21 +222,23 @@ class _Network:
             f"{attn}.v.heads",
         )
         scale = self.frozen[f"{name}.scale"].reshape(heads)
-        x = self.target.batched_product(b, name, p, v, 0, Rescale(scale))
+        p_quantizer = self.frozen.quantizer(f"{attn}.softmax")
+        x = self.target.batched_product(b, name, p, v, self.zero(p_quantizer), Rescale(scale))
         row_sum = self.frozen.get(f"{name}.row_sum")
         if row_sum is not None:
-            real = self.target.row_sum(b, f"{name}.row_sum", p, a.tokens)
+            real = self.target.row_sum(b, f"{name}.row_sum", p, self.zero(p_quantizer), a.tokens)
             shift = b.op("Mul", [real, b.float(f"{name}.row_sum", row_sum.reshape(heads))], f"{name}.row_sum.out")
             x = b.op("Add", [x, shift], f"{name}.shifted")
-        p_step = self.frozen.quantizer(f"{attn}.softmax").step
-        if p_step.size > 1:
-            x = b.op("Mul", [x, b.float(f"{name}.step", p_step[:rows].reshape(1, 1, -1, 1))], f"{name}.stepped")
+        if p_quantizer.step.size > 1:
+            x = b.op(
+                "Mul", [x, b.float(f"{name}.step", p_quantizer.step[:rows].reshape(1, 1, -1, 1))], f"{name}.stepped"
+            )
         bias = self.frozen.get(f"{name}.bias")
         if bias is not None:
             x = b.op("Add", [x, b.float(f"{name}.bias", bias.reshape(heads))], f"{name}.biased")
         quantizer = self.frozen.quantizer(f"{attn}.proj.input")
         step = quantizer.step if quantizer.step.size == 1 else quantizer.step[:rows]
-        codes = self.quantize(x, f"{attn}.proj.input", step, axis=2, output=f"{name}.codes")
+        codes = self.quantize(x, f"{attn}.proj.input", step, axis=2, rank=4, output=f"{name}.codes")
         codes = b.transpose(codes, (0, 2, 1, 3), f"{name}.codes.t")
         return b.reshape(codes, [0, rows, a.dim], f"{attn}.proj.input.codes")
 
@@ -279,20 +279,21 @@ class _Network:
         name: str,
         step: Floats,
         axis: int = 1,
+        rank: int = 3,
         left: bool = True,
         output: str | None = None,
     ) -> ir.Value:
         """Divide by the step, round, clip: the codes of quantizer `name`, for the left or the right operand of a
-        product. One step, or one per index of `axis`.
+        product. One step, or one per index of `axis` of x, which has `rank` axes.
         """
-        steps = Steps(step, axis)
+        steps = Steps(step, axis, rank)
         return self.target.quantize(
             self.b, x, output or f"{name}.codes", steps, self.frozen.quantizer(name).range, left
         )
 
-    def quantize_tokens(self, x: ir.Value, name: str, rows: int, axis: int = 1) -> ir.Value:
+    def quantize_tokens(self, x: ir.Value, name: str, rows: int, axis: int = 1, rank: int = 3) -> ir.Value:
         step = self.frozen.quantizer(name).step
-        return self.quantize(x, name, step if step.size == 1 else step[:rows], axis)
+        return self.quantize(x, name, step if step.size == 1 else step[:rows], axis, rank)
 
     def zero(self, quantizer: Quantizer) -> int:
         """What its codes are offset by as the left operand of a product."""
@@ -330,23 +331,7 @@ class _Network:
         columns: slice = slice(None),
     ) -> ir.Value:
         """codes of `quantizer` @ the weights of `linear` (of some input columns), rescaled."""
-        weight = packing.weight(self.b, name, linear, self.opset, columns)
-        if packing.is_wide(linear):
-            return self.wide_product(name, codes, weight, linear, quantizer, to)
-        return self.target.linear_product(self.b, name, codes, weight, self.zero(quantizer), to)
-
-    def wide_product(
-        self, name: str, codes: ir.Value, weight: ir.Value, linear: Linear, quantizer: Quantizer, to: Rescale
-    ) -> ir.Value:
-        """a @ (2 k + 1) = 2 (a @ k) + sum(a), exact in int32."""
-        b, zero = self.b, zero_point(self.b, self.zero(quantizer))
-        half = b.op("MatMulInteger", [codes, weight, zero], f"{name}.half_total")
-        doubled = b.op("Mul", [half, b.constant("two_int32", np.int32(2))], f"{name}.doubled")
-        width = linear.codes.shape[1]
-        ones = b.constant(f"ones.{width}", np.ones((width, 1), dtype=np.int8))
-        sums = b.op("MatMulInteger", [codes, ones, zero], f"{name}.row_sum.total")
-        total = b.op("Add", [doubled, sums], f"{name}.total")
-        out = rescale(b, name, total, b.float(f"{name}.scale", to.scale), Rescale(to.scale, row=to.row))
-        if to.bias is None:
-            return out
-        return b.op("Add", [out, b.float(f"{name}.bias", to.bias.reshape(1, 1, -1))], f"{name}.out")
+        storage = packing.storage(linear.bits, self.opset) if self.target.packs_weights else "INT8"
+        weight = packing.weight(self.b, name, linear, storage, columns)
+        multiply = self.target.wide_product if packing.is_wide(linear) else self.target.linear_product
+        return multiply(self.b, name, codes, weight, self.zero(quantizer), to)

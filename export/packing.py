@@ -59,14 +59,13 @@ def is_wide(linear: Linear) -> bool:
     return linear.grid == "half" and linear.bits == 8
 
 
-def weight(b: Builder, name: str, linear: Linear, opset: int, columns: slice = slice(None)) -> ir.Value:
-    """int8 [in, out], the integers of `linear` (its codes where `is_wide`), stored packed.
+def weight(b: Builder, name: str, linear: Linear, how: Storage, columns: slice = slice(None)) -> ir.Value:
+    """int8 [in, out], the integers of `linear` (its codes where `is_wide`).
 
     columns: the input columns that are wanted (the patch embedding takes one channel at a time)
     """
     codes = np.ascontiguousarray(linear.codes[:, columns].T)
     double = linear.grid == "half" and not is_wide(linear)
-    how = storage(linear.bits, opset)
     if how == "INT8":
         stored = 2 * codes.astype(np.int16) + 1 if double else codes
         return b.constant(f"{name}.weight", stored.astype(np.int8))

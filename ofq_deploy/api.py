@@ -3,6 +3,7 @@
 Sub-packages are imported inside the functions: whoever only exports never loads torch.
 """
 
+import shlex
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bench",
+    "check",
     "convert",
     "export",
     "freeze",
@@ -42,7 +44,7 @@ __all__ = [
     "validate",
 ]
 
-TARGET_NAMES = ("portable", "ort-cpu", "openvino", "fp32")
+TARGET_NAMES = ("portable", "ort-cpu", "openvino", "tensorrt", "fp32")
 PROOF_IMAGES = 16
 
 
@@ -190,7 +192,7 @@ def export(
 ) -> Path:
     """Write the ONNX model of a run (by default the newest) and return its path.
 
-    target: "portable", "ort-cpu", "openvino", or "fp32" for the float model that the run started from
+    target: "portable", "ort-cpu", "openvino", "tensorrt", or "fp32" for the float model that the run started from
     output: by default model.<target>.onnx in the run folder
 
     The file gets its name only after the full checker, shape inference and a session load. Its model card is written
@@ -223,6 +225,10 @@ def validate(
     max_drop: float | None = None,
     images: int = PROOF_IMAGES,
     golden: Path | None = None,
+    reference: Path | None = None,
+    classes: Path | None = None,
+    preprocessing: Path | None = None,
+    tolerance: float | None = None,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Prove a model against the training that it came from, and measure its accuracy.
@@ -233,20 +239,37 @@ def validate(
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code
+    classes:  a file that names the model's classes as the data does; see ofq_deploy.classes.read_classes
+
+    reference: instead, the float ONNX model that `subject`, a model from elsewhere, was quantized from
+    preprocessing: a JSON file, for a model from elsewhere; see ofq_deploy.images.read_preprocessing
+    tolerance: error of a tensor of such a model that is a fault, as a share of the reference's RMS
 
     Returns a JSON table with "passed" and "faults".
     """
     from ofq_deploy.validation import validate_golden, validate_model
-    from ofq_deploy.verdicts import validation_verdict
+    from ofq_deploy.verdicts import judged
 
     report = report or Reporter()
     if golden is not None:
-        if data is not None or max_drop is not None or run is not None:
+        if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
-        result = validate_golden(subject, Path(golden), report)
-    else:
-        result = validate_model(subject, run, data, max_drop, images, backend, report)
-    return {"verdict": validation_verdict(result)} | result
+        return judged(validate_golden(subject, Path(golden), report))
+    for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
+        if value is not None and not value >= 0:  # as nothing exceeds a NaN
+            raise DataError(f"{option} is {value:g}; expected a number from 0")
+    names = Path(classes) if classes else None
+    if reference is not None:
+        from ofq_deploy.foreign import validate_foreign
+
+        if run is not None:
+            raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
+        how = Path(preprocessing) if preprocessing else None
+        files = model_path(subject), Path(reference)
+        return validate_foreign(*files, data, names, how, max_drop, tolerance, images, backend, report)
+    if preprocessing is not None or tolerance is not None:
+        raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
+    return judged(validate_model(subject, run, data, names, max_drop, images, backend, report))
 
 
 @result_of("parity")
@@ -444,6 +467,35 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     if target is None and stated is None:
         raise UnsupportedByTarget(f"{path} does not say what it was made for; pass --target")
     return [asdict(fault) for fault in find_faults(path, target or str(stated))]
+
+
+def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
+    """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
+
+    Takes any ONNX file. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
+    Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
+    """
+    from ofq_deploy.environment import environment
+    from ofq_deploy.runtime_tests.tensorrt_check import check as check_engine
+
+    if target != "tensorrt":
+        raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")
+    path = Path(model) if model is not None else newest_run().path
+    others = tuple(name for name in TARGET_NAMES if name != target)
+    if path.is_dir() and not exported_models(path, others):
+        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target {target}")
+    path = model_path(path, others)
+    result = check_engine(path)
+    return {
+        "schema": "ofq-deploy/check/1",
+        "command": shlex.join(["ofq-deploy", "check", str(path), "--target", target]),
+        "environment": environment(),
+        "model": str(path),
+        "target": target,
+        "verdict": result.verdict,
+        "passed": result.passed,
+        **asdict(result),
+    }
 
 
 def _fill_run(

@@ -107,7 +107,7 @@ def demo(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A built-in recipe or a TOML file.")] = "digits-w4a4",
-    data: Annotated[str | None, typer.Option(help="digits, or a folder with train/ and val/.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, a folder with train/ and val/, or hf:NAME.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weight_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
     act_bits: Annotated[int | None, typer.Option(help="2 to 8.")] = None,
@@ -192,7 +192,7 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
     to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
     target: Annotated[
-        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there), openvino or fp32.")
+        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there), openvino, tensorrt or fp32.")
     ] = "portable",
     opset: Annotated[int | None, typer.Option(help="ONNX opset [default: the lowest that holds the graph].")] = None,
     output: OutputFile = None,
@@ -220,7 +220,8 @@ def validate(
     subject: Subject = None,
     run: Annotated[Path | None, typer.Option(help="Run folder or frozen file that the model came from.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, a folder or .csv of images [default: the run's own].")
+        str | None,
+        typer.Option(help="digits, a folder, .csv or .parquet, or hf:NAME[:SPLIT] [default: the run's own]."),
     ] = None,
     backend: Annotated[str, typer.Option(help="Runtime to prove: ort-cpu or openvino.")] = "ort-cpu",
     max_drop: Annotated[
@@ -228,6 +229,25 @@ def validate(
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images for the operator-by-operator proof.")] = 16,
     golden: Annotated[Path | None, typer.Option(help="Compare a run with golden data of OFQ's official code.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Compare a model from elsewhere with this float ONNX model.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names of the model's classes: one per line, or a .csv of index and any names (folders, ids)."
+        ),
+    ] = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --reference: JSON of size, resize, interpolation, mean, std [default: the model's, else DeiT's]."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --reference: allowed error of a tensor, RMS over RMS [default: 0.25]."),
+    ] = None,
     page: Page = None,
     output: JsonFile = None,
     force: Force = False,
@@ -236,9 +256,13 @@ def validate(
 ) -> None:
     """Prove that a model computes what training computed, and measure its accuracy; exit 3 if it does not.
 
+    A model from elsewhere is compared with the float model that it was quantized from: accuracy, and tensor by tensor.
+
     The result of a model in a run folder is kept beside it, as MODEL.validate.json, for: ofq-deploy report
 
     Example: ofq-deploy validate runs/digits-w4a4 --max-drop 1
+
+    Example: ofq-deploy validate int8.onnx --reference fp32.onnx --data imagenet/val --max-drop 1
     """
     from ofq_deploy import api
 
@@ -252,9 +276,14 @@ def validate(
         max_drop=max_drop,
         images=images,
         golden=golden,
+        reference=reference,
+        classes=classes,
+        preprocessing=preprocessing,
+        tolerance=tolerance,
         report=_reporter(quiet),
     )
-    text = texts.golden_text(result) if golden else texts.validation_text(result)
+    show = texts.golden_text if golden else texts.foreign_text if reference else texts.validation_text
+    text = show(result)
     _finish(result, text, as_json, output, force, page)
     raise typer.Exit(0 if result["passed"] else NEGATIVE)
 
@@ -449,6 +478,29 @@ def lint(
     ]
     _finish({"faults": faults}, "\n".join(lines) or "clean", as_json, output, force)
     raise typer.Exit(NEGATIVE if faults else 0)
+
+
+@app.command()
+def check(
+    model: Subject = None,
+    target: Annotated[str, typer.Option(help="tensorrt.")] = "tensorrt",
+    output: JsonFile = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a TensorRT engine, and list every quantized product that it would not compute in int8; exit 3 if there is any.
+
+    TensorRT-RTX builds without a GPU. The engine is thrown away: it would run only on the kind of GPU it was built for.
+
+    Example: ofq-deploy check model.tensorrt.onnx --target tensorrt
+    """
+    from ofq_deploy import api
+
+    _refuse(output, force)
+    result = api.check(model, target=target)
+    _finish(result, texts.check_text(result), as_json, output, force)
+    raise typer.Exit(0 if result["passed"] else NEGATIVE)
 
 
 @app.command()

@@ -30,7 +30,7 @@ def compare_two(
     found = find(subject, run)
     frozen_of(found, leader)
     frozen = frozen_of(found, follower)
-    _, test = test_split(found, frozen, data)
+    _, test = test_split(found, frozen, data, None)
     batch = test.spread(images)
     with _open_witness(leader, found, frozen) as first, _open_witness(follower, found, frozen) as second:
         rows = compare_operators(frozen, first, [second], batch, report, directly=True)

@@ -1,23 +1,24 @@
-"""Data sets: the embedded digits, folders of images, and tables of files and labels."""
+"""Data sets: the embedded digits, folders of images, tables of files and labels, parquet files, hub data sets."""
 
 import csv
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ofq_deploy import imagenet
+from ofq_deploy.classes import UNKNOWN, Classes
 from ofq_deploy.errors import DataError
 from ofq_deploy.images import Preprocessing, load_image, preprocess
+from ofq_deploy.rows import HUB, Rows, parquet_files, read_hub, read_parquet
 
 DIGITS_SPLIT = Path(__file__).parent / "digits_split.json"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-UNKNOWN = -1
+FIRST_BATCH = 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -53,6 +54,10 @@ class Split:
             chosen = range(start, min(start + size, len(self)))
             yield self.images(chosen), self.classes[chosen.start : chosen.stop]
 
+    def first_batch_sha256(self) -> str:
+        """Of the first 32 images as they enter a model, little-endian float32: two ways to preprocess differ in it."""
+        return hashlib.sha256(self.images(range(min(FIRST_BATCH, len(self)))).astype("<f4").tobytes()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -78,26 +83,32 @@ _NOTHING = Split(np.zeros(0, dtype=np.int64), _no_image)
 
 
 def load_dataset(
-    name: str, size: int, preprocessing: Preprocessing | None = None, labels: tuple[str, ...] | None = None
+    name: str, size: int, preprocessing: Preprocessing | None = None, labels: tuple[str, ...] | Classes | None = None
 ) -> Dataset:
-    """The data set of that name, or the folder at that path, as square images of side `size`.
+    """The data set of that name, or the folder or file at that path, as square images of side `size`.
 
     A folder holds train/ and val/ (and test/, else val/ serves as both), or the class folders themselves, which are
     then validation and test split; each of these holds one folder of images per class. A folder of nothing but
-    images has no labels. A .csv file has the columns `file` (relative to it) and `label`. A model brings its own
-    `preprocessing` and `labels`: its classes are then found by name or index, ImageNet's also by their WordNet ids.
+    images has no labels. A .csv file has the columns `file` (relative to it) and `label`. A .parquet file, or a
+    folder of them, and a data set `hf:NAME[:SPLIT]` of the `datasets` library have the columns `image` and `label`.
+    A model brings its own `preprocessing` and `labels`: its classes are then found by name or index, ImageNet's also
+    by their WordNet ids.
     Raises DataError for a path that is no such folder, is empty or holds no images, or classes that the model
-    does not know.
+    does not know; BackendMissing without the package that reads it.
     """
+    known = Classes.of(labels) if isinstance(labels, tuple) else labels
     if name == "digits":
-        data = _digits(preprocessing or digits_preprocessing(size))
-        if labels not in (None, data.labels):
-            raise DataError("the model does not know the classes of digits; pass its own data with --data")
-        return data
-    how = preprocessing or folder_preprocessing(size)
+        return _digits(preprocessing or digits_preprocessing(size), known)
+    how, path = preprocessing or folder_preprocessing(size), Path(name)
+    if name.startswith(HUB):
+        return _rows(name, read_hub(name), how, known)
     if name.endswith(".csv"):
-        return _table(Path(name), how, labels)
-    return _folder(Path(name), how, labels)
+        return _table(path, how, known)
+    if name.endswith(".parquet"):
+        return _rows(path.name, {"test": read_parquet([path], path)}, how, known)
+    if files := parquet_files(path) if path.is_dir() else {}:
+        return _rows(path.name, {split: read_parquet(own, path) for split, own in files.items()}, how, known)
+    return _folder(path, how, known)
 
 
 def digits_preprocessing(size: int) -> Preprocessing:
@@ -109,7 +120,7 @@ def folder_preprocessing(size: int) -> Preprocessing:
     return Preprocessing(size, int(size / 0.9), "bicubic", IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _digits(how: Preprocessing) -> Dataset:
+def _digits(how: Preprocessing, known: Classes | None) -> Dataset:
     """scikit-learn's 1,797 scanned digits, 8 x 8; the split is committed beside this file."""
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -118,6 +129,11 @@ def _digits(how: Preprocessing) -> Dataset:
     bytes_ = np.rint(raw.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     images = np.stack([preprocess(Image.fromarray(pixels), how) for pixels in bytes_])
     indices = json.loads(DIGITS_SPLIT.read_text())
+    labels = tuple("0123456789")
+    if known is not None:
+        if not known.indices.keys() >= set(labels):
+            raise DataError("the model does not know the classes of digits; pass its own data with --data")
+        classes, labels = np.asarray([known.indices[label] for label in labels])[classes], known.labels
 
     def split(name: str) -> Split:
         chosen = np.asarray(indices[name])
@@ -125,28 +141,32 @@ def _digits(how: Preprocessing) -> Dataset:
         return Split(classes[chosen].astype(np.int64), lambda index: own[index])
 
     fingerprint = hashlib.sha256(images.tobytes() + DIGITS_SPLIT.read_bytes()).hexdigest()
-    return Dataset("digits", fingerprint, tuple("0123456789"), how, split("train"), split("validation"), split("test"))
+    return Dataset("digits", fingerprint, labels, how, split("train"), split("validation"), split("test"))
 
 
-def _folder(root: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dataset:
+def _folder(root: Path, how: Preprocessing, known: Classes | None) -> Dataset:
     if not root.is_dir():
-        raise DataError(f"no data set {str(root)!r}: it is neither 'digits', nor a folder of images, nor a .csv file")
+        raise DataError(
+            f"no data set {str(root)!r}: it is neither 'digits', nor a folder of images, nor a .csv or .parquet file, "
+            "nor hf:NAME"
+        )
     layered = (root / "val").is_dir()
     validation = root / "val" if layered else root
     test = root / "test" if (root / "test").is_dir() and layered else None
     train = root / "train" if (root / "train").is_dir() and layered else None
     files = sorted(path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if files and not layered and not any(path.is_dir() for path in root.iterdir()):
-        return _test_only(root, known or ("unknown",), how, [(path, UNKNOWN) for path in files])
+        return _test_only(root, known.labels if known else ("unknown",), how, [(path, UNKNOWN) for path in files])
     folders = tuple(sorted(folder.name for folder in (train or validation).iterdir() if folder.is_dir()))
-    classes = _class_indices(folders, known, train or validation)
+    known = known or Classes.of(folders)
+    classes = known.find(folders, train or validation)
     splits = [_folder_split(part, classes, how) if part else _NOTHING for part in (train, validation)]
     splits.append(_folder_split(test, classes, how) if test else splits[1])
     fingerprint = _fingerprint(root, [path for path in sorted(root.rglob("*")) if path.is_file()], how)
-    return Dataset(root.name, fingerprint, known or folders, how, *splits)
+    return Dataset(root.name, fingerprint, known.labels, how, *splits)
 
 
-def _table(path: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dataset:
+def _table(path: Path, how: Preprocessing, known: Classes | None) -> Dataset:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
@@ -157,15 +177,16 @@ def _table(path: Path, how: Preprocessing, known: tuple[str, ...] | None) -> Dat
     if not rows or not {"file", "label"} <= set(rows[0]) or not all(row["file"] and row["label"] for row in rows):
         raise DataError(f"{path} has no rows with the columns file and label")
     names = tuple(sorted({row["label"] for row in rows}))
-    if known is not None and all(name.isdecimal() and int(name) < len(known) for name in names):
+    if known is not None and all(name.isdecimal() and int(name) < len(known.labels) for name in names):
         indices = {name: int(name) for name in names}
     else:
-        indices = _class_indices(names, known, path)
+        known = known or Classes.of(names)
+        indices = known.find(names, path)
     files = [(path.parent / row["file"], indices[row["label"]]) for row in rows]
     missing = [file for file, _ in files if not file.is_file()]
     if missing:
         raise DataError(f"{path} names {len(missing)} files that do not exist, as {missing[0]}")
-    return _test_only(path, known or names, how, files)
+    return _test_only(path, known.labels, how, files)
 
 
 def _test_only(source: Path, labels: tuple[str, ...], how: Preprocessing, files: list[tuple[Path, int]]) -> Dataset:
@@ -179,15 +200,41 @@ def _fingerprint(root: Path, files: list[Path], how: Preprocessing) -> str:
     return hashlib.sha256(json.dumps([listing, asdict(how)]).encode()).hexdigest()
 
 
-def _class_indices(names: tuple[str, ...], known: tuple[str, ...] | None, source: Path) -> dict[str, int]:
-    """The class index of each name: its own order, or where the model's labels have it."""
-    labels = names if known is None else known
-    if not set(names) <= set(labels) and len(labels) == imagenet.CLASSES:
-        labels = imagenet.wnids()
-    strangers = sorted(set(names) - set(labels))
-    if strangers:
-        raise DataError(f"{source} has classes that the model does not know: {', '.join(strangers[:5])}")
-    return {name: labels.index(name) for name in names}
+def _rows(name: str, splits: dict[str, Rows], how: Preprocessing, known: Classes | None) -> Dataset:
+    known = known or _own_classes(list(splits.values()))
+    loaded = {split: _rows_split(rows, how, known) for split, rows in splits.items()}
+    validation = loaded.get("validation", loaded.get("test"))
+    if validation is None:
+        raise DataError(f"{name} has nothing but training rows; name the file itself, or the split: hf:NAME:train")
+    listing = [[(split, rows.fingerprint) for split, rows in splits.items()], asdict(how)]
+    fingerprint = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    train, test = loaded.get("train", _NOTHING), loaded.get("test", validation)
+    return Dataset(name, fingerprint, known.labels, how, train, validation, test)
+
+
+def _own_classes(splits: list[Rows]) -> Classes:
+    """As the data set names them; else the names that occur, or as many numbers as are needed."""
+    labels = [label for rows in splits for label in rows.labels]
+    names = {str(label) for label in labels if isinstance(label, str)}
+    numbers = max((label for label in labels if isinstance(label, int)), default=0)
+    named = next((rows.names for rows in splits if rows.names), tuple(sorted(names)))
+    return Classes.of(named or tuple(map(str, range(numbers + 1))))
+
+
+def _rows_split(rows: Rows, how: Preprocessing, known: Classes) -> Split:
+    """Indices mean what the data set calls them where the model knows these names; else they are the model's own."""
+    labels: Iterable[int | str] = rows.labels
+    if rows.names and (len(rows.names) != len(known.labels) or known.indices.keys() >= set(rows.names)):
+        Classes.of(rows.names).check((label for label in rows.labels if isinstance(label, int)), rows.source)
+        labels = [label if label == UNKNOWN else rows.names[int(label)] for label in rows.labels]
+    known.check((label for label in labels if isinstance(label, int)), rows.source)
+    indices = known.find((label for label in labels if isinstance(label, str)), rows.source)
+    classes = [label if isinstance(label, int) else indices[label] for label in labels]
+
+    def load(row: int) -> NDArray[np.float32]:
+        return load_image(rows.image(row), how, f"row {row} of {rows.source}")
+
+    return Split(np.asarray(classes, dtype=np.int64), load)
 
 
 def _folder_split(folder: Path, indices: dict[str, int], how: Preprocessing) -> Split:

@@ -1,8 +1,10 @@
 """The one way an image file becomes a model's input, told by the model itself."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,14 +52,47 @@ def preprocess(image: "Image", how: Preprocessing) -> NDArray[np.float32]:
     return np.ascontiguousarray((pixels / np.float32(255) - mean) / std)
 
 
-def load_image(path: Path, how: Preprocessing) -> NDArray[np.float32]:
-    """An image file as float32 [channels, size, size]; DataError when it cannot be read."""
+def load_image(source: Path | BytesIO, how: Preprocessing, name: str | None = None) -> NDArray[np.float32]:
+    """An image file, or its bytes, as float32 [channels, size, size]; DataError, with its name, if it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return preprocess(image, how)
     except FileNotFoundError as error:
-        raise DataError(f"no image {path}") from error
+        raise DataError(f"no image {name or source}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is not a readable image ({error}); remove or replace it") from error
+        raise DataError(f"{name or source} is not a readable image ({error}); remove or replace it") from error
+
+
+def read_preprocessing(path: Path) -> Preprocessing:
+    """The preprocessing that a JSON file describes, by the names of the fields of Preprocessing.
+
+    Raises DataError for a file that is no such description.
+    """
+    expected = ", ".join(field.name for field in fields(Preprocessing))
+    try:
+        how = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no preprocessing {path}; expected a JSON file with {expected}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable JSON ({error}); expected {expected}") from error
+    if not isinstance(how, dict) or set(how) != {field.name for field in fields(Preprocessing)}:
+        found = ", ".join(how) if isinstance(how, dict) else type(how).__name__
+        raise DataError(f"{path} describes {found or 'nothing'}; expected {expected}")
+    size, resize, mean, std = (how[name] for name in ("size", "resize", "mean", "std"))
+    sound = {
+        "size (a whole number from 1)": type(size) is int and size > 0,
+        "resize (a whole number from size)": type(resize) is int and type(size) is int and resize >= size,
+        "interpolation (bilinear or bicubic)": how["interpolation"] in ("bilinear", "bicubic"),
+        "mean (a list of 1 or 3 numbers)": _are_numbers(mean) and len(mean) in (1, 3),
+        "std (as many numbers above 0)": _are_numbers(std) and min(std) > 0 and len(std) == np.size(mean),
+    }
+    for field, is_sound in sound.items():
+        if not is_sound:
+            raise DataError(f"{path} has the {field.split()[0]} {how[field.split()[0]]!r}; expected {field}")
+    return Preprocessing(size, resize, how["interpolation"], tuple(map(float, mean)), tuple(map(float, std)))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(entry) in (int, float) for entry in value)

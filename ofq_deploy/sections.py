@@ -40,7 +40,8 @@ def accuracy(validation: Result) -> list[str]:
                 f"; alone right: this model on {pair['only_model_right']} images, the float model on "
                 f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
             )
-        lines.append(paragraph(f"{text}. Same prediction as torch: {percent(validation['agreement'])}."))
+        torch = f" Same prediction as torch: {percent(validation['agreement'])}." if "agreement" in validation else ""
+        lines.append(paragraph(f"{text}.{torch}"))
     classes = sorted(validation.get("by_class", []), key=lambda row: row["top1"])
     if classes:
         shown = [[row["label"], f"{row['images']:,}", percent(row["top1"])] for row in classes[:CLASSES]]
@@ -70,12 +71,12 @@ def proof(validation: Result) -> list[str]:
             )
         lines.append(paragraph(text))
     if "tensors" in validation:
-        first = validation.get("first_beyond_tolerance")
-        lines.append(
-            paragraph(f"First tensor beyond the tolerance: {first}." if first else "All tensors are within it.")
+        first = validation["first_beyond_tolerance"]
+        text = (
+            f"First tensor beyond the tolerance: {first['name']}." if first else "All tensors are within the tolerance."
         )
         shown = [[row["name"], _scientific(row["error"])] for row in validation["tensors"]]
-        lines.append(folded(f"Tensors ({len(shown)})", table(["tensor", "largest error"], shown)))
+        lines += [paragraph(text), folded(f"Tensors ({len(shown)})", table(["tensor", "error, RMS over RMS"], shown))]
     return lines + [paragraph(f"Fault: {fault}", "fault") for fault in validation["faults"]]
 
 

@@ -10,6 +10,7 @@ NAMED = 5  # nodes in a warning
 def validation_text(result: dict[str, Any]) -> str:
     """What `validate` found, a line each."""
     lines = [f"{result['model']} ({result['target']}) on {result['test_images']} test images of {result['data']}"]
+    lines.append(f"input: {_input(result)}")
     weights = result["weights"]
     lines.append(f"weights: {weights['codes_differing']} of {weights['codes_compared']:,} stored codes differ")
     for proof in result["operators"]:
@@ -47,6 +48,70 @@ def validation_text(result: dict[str, Any]) -> str:
     lines += [f"FAULT {fault}" for fault in result["faults"]]
     lines.append(result["verdict"])
     return "\n".join(lines)
+
+
+def foreign_text(result: dict[str, Any]) -> str:
+    """What `validate --reference` found, a line each."""
+    lines = [
+        f"{result['model']} beside {result['reference']} on {result['test_images']} images of {result['data']}, "
+        f"{result['backend']}",
+        f"input, {result['preprocessing_from']}: {_input(result)}",
+    ]
+    for name, key in (("model", "accuracy"), ("reference", "accuracy_reference")):
+        table = result[key]
+        shares = [
+            "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(
+                top, table[top_key], *table[f"{top_key}_interval"]
+            )
+            for top, top_key in (("top-1", "top1"), ("top-5", "top5"))
+            if top_key in table
+        ]
+        lines.append(", ".join([f"{name}: {table['images_per_s']:.0f} images/s", *shares]))
+    pair = result["against_float"]
+    lines.append(f"same prediction: {pair['agreement']:.2f} %")
+    if "mcnemar_p" in pair:
+        lines[-1] += (
+            f"; alone right: the model on {pair['only_model_right']} images, the reference on "
+            f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
+        )
+    executed, lint = result["executed"], result["lint"]
+    lines.append(f"products: {executed['integer']} in integers, {executed['float']} in float")
+    if lint is not None:
+        lines[-1] += f"; lint for {lint['target']}: {lint['findings']} findings"
+    for entry in result["half_quantized"]:
+        lines.append(f"warning: {entry['node']} multiplies codes by floats; {entry['tensor']} is not quantized")
+    worst = result["worst_tensor"]
+    lines.append(
+        f"tensors: {len(result['tensors'])} compared on {result['images_compared']} images, each operator on the "
+        f"reference's inputs; worst {worst['name']}: off by {worst['error']:.3g}, the gain of a channel by "
+        f"{worst['gain_error']:.3g}, allowed {result['tolerance']:g}"
+    )
+    lines += [f"FAULT {fault}" for fault in result["faults"]]
+    lines.append("PASSED: " + result["verdict"] if result["passed"] else "FAILED")
+    return "\n".join(lines)
+
+
+def _input(result: dict[str, Any]) -> str:
+    """The preprocessing, and what it made of the first batch."""
+    how = result["preprocessing"]
+    return (
+        f"{how['resize']} {how['interpolation']}, crop {how['size']}, {len(how['mean'])} channels; first batch sha256 "
+        f"{result['first_batch_sha256'][:16]}"
+    )
+
+
+def check_text(result: dict[str, Any]) -> str:
+    """What `check` found, a line each."""
+    layers = f"{result['int8_gemms']} int8, {result['float_gemms']} float, {result['dequantizing_gemms']} dequantizing"
+    lines = [
+        f"{result['model']} in {result['package']} {result['version']}: {result['layers']} layers, of them products: "
+        f"{layers}; built in {result['build_seconds']:.1f} s",
+        f"products: {result['int8']} of {result['expected']} quantized ones are computed in int8; in float "
+        f"{len(result['small'])} small ones for shifts, {len(result['in_float'])} others",
+    ]
+    lines += [f"WARNING {warning}" for warning in result["warnings"]]
+    lines += [f"FAULT {fault['operator']} {fault['node']}: {fault['cause']}" for fault in result["faults"]]
+    return "\n".join([*lines, ("PASSED: " if result["passed"] else "FAILED: ") + result["verdict"]])
 
 
 def parity_text(result: dict[str, Any]) -> str:

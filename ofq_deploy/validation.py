@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofq_deploy.classes import Classes, read_classes
 from ofq_deploy.datasets import Split, load_dataset
-from ofq_deploy.errors import DataError, RunError, UnsupportedByTarget
+from ofq_deploy.errors import DataError, OnnxFileError, RunError, UnsupportedByTarget
 from ofq_deploy.files import sha256
 from ofq_deploy.frozen import Frozen
-from ofq_deploy.lookup import Subject, find
+from ofq_deploy.lookup import Subject, find, model_path
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs import Run
 
@@ -24,6 +25,7 @@ def validate_model(
     subject: str | Path | None,
     run: Path | None,
     data: str | None,
+    classes: Path | None,
     max_drop: float | None,
     images: int,
     backend: str,
@@ -33,11 +35,15 @@ def validate_model(
     from ofq_deploy.runtime_tests.accuracy import by_class, measure_accuracy, paired
 
     others = () if backend == "openvino" else ("openvino",)
-    found = find(subject, run, without=("fp32", *others))
+    path = model_path(subject, without=("fp32", *others))
+    _refuse_foreign(path)
+    found = find(path, run)
     frozen = frozen_of(found, backend)
     if max_drop is not None and found.run is None:
         raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
-    chosen, test = test_split(found, frozen, data)
+    known = Classes.of(frozen.labels)
+    known = read_classes(classes, known) if classes else known
+    chosen, test = test_split(found, frozen, data, known)
     if max_drop is not None and not test.labelled:
         raise DataError(f"{chosen} has no labels, and --max-drop needs them; expected one folder of images per class")
     student = None
@@ -48,7 +54,8 @@ def validate_model(
     proof = _prove(found, frozen, student, test, images, backend, report)
     accuracy = measure_accuracy(found.model.path, test, report, backend)
     result = _summary(found, proof, accuracy, backend) | {"data": chosen, "test_images": len(test)}
-    result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, frozen.labels)}
+    result |= {"preprocessing": asdict(frozen.preprocessing), "first_batch_sha256": test.first_batch_sha256()}
+    result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, known.labels)}
     faults = _metadata_faults(found, frozen) + proof.faults()
     if found.run is not None:
         result |= _agreement(student, test, accuracy, report)
@@ -59,6 +66,16 @@ def validate_model(
         if max_drop is not None and result["drop_points"] > max_drop:
             faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
     return result | {"passed": not faults, "faults": faults}
+
+
+def _refuse_foreign(path: Path) -> None:
+    from ofq_deploy.runtime_tests.model_file import parse_model
+
+    if not any(entry.key.startswith("ofq_deploy.") for entry in parse_model(path).metadata_props):
+        raise OnnxFileError(
+            f"{path} was not written by ofq-deploy export (it does not say where it comes from); to compare it with "
+            "the float model that it was quantized from, pass that with --reference"
+        )
 
 
 def frozen_of(found: Subject, backend: str) -> Frozen:
@@ -74,12 +91,17 @@ def frozen_of(found: Subject, backend: str) -> Frozen:
     return found.frozen
 
 
-def test_split(found: Subject, frozen: Frozen, data: str | None) -> tuple[str, Split]:
-    """The named data, or the run's own, as the model wants it; DataError where neither is known."""
+def test_split(found: Subject, frozen: Frozen, data: str | None, classes: Classes | None) -> tuple[str, Split]:
+    """The named data, or the run's own, as the model wants it; DataError where neither is known.
+
+    classes: the model's, under the names that the data has for them
+    """
     chosen = data or (found.run.recipe.data if found.run else "")
     if not chosen:
         raise DataError("the run does not name its data; pass --data NAME|PATH")
-    return chosen, load_dataset(chosen, frozen.architecture.image_size, frozen.preprocessing, frozen.labels).test
+    return chosen, load_dataset(
+        chosen, frozen.architecture.image_size, frozen.preprocessing, classes or frozen.labels
+    ).test
 
 
 def _prove(

@@ -1,6 +1,11 @@
-"""The one sentence that sums a comparison up; that of `bench` is runtime_tests.bench.verdict."""
+"""The one sentence that sums a comparison up; runtime_tests.bench and foreign have their own."""
 
 from typing import Any
+
+
+def judged(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of `validate` with its verdict."""
+    return {"verdict": validation_verdict(result)} | result
 
 
 def validation_verdict(result: dict[str, Any]) -> str:

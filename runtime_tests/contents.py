@@ -88,7 +88,9 @@ def _kind(name: str, described: ModelFile) -> str:
     if name.endswith((".weight", ".weight.codes")) and "norm" not in name:
         if described.target == "fp32":
             return "float weights"
-        return "8-bit layers" if name.startswith(("patch_embed", "head")) else "packed codes"
+        if name.startswith(("patch_embed", "head")):
+            return "8-bit layers"
+        return "codes, a byte each" if described.target == "tensorrt" else "packed codes"
     if name.endswith((".scale", ".step", ".row_step", ".query_step")):
         return "steps and scales"
     if name.endswith(("before", ".row_sum", "key_shift", "key_bias")):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 ROLES = "ofq_deploy.roles"
-SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+)")
+SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quantized)?")  # quantizers append to names
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,30 @@ class ModelFile:
     quantization: dict[str, Any]
 
 
-def read_model(path: Path) -> "onnx.ModelProto":
+def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.ModelProto":
     """Parse an ONNX file, every name in its long form; OnnxFileError when it is missing or cut.
+
+    made_from: the model whose metadata tells the names, where the file has lost its own
 
     Nodes without a name get that of their first output.
     """
+    model = parse_model(path)
+    try:
+        roles = _roles(model) or (_roles(made_from) if made_from else [])
+        for node in model.graph.node:
+            for names in (node.output, node.input):
+                for index, name in enumerate(names):
+                    names[index] = _long_name(name, roles)
+            node.name = node.name or node.output[0]
+        for tensor in model.graph.initializer:
+            tensor.name = _long_name(tensor.name, roles)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
+    return model
+
+
+def parse_model(path: Path) -> "onnx.ModelProto":
+    """An ONNX file as it is; OnnxFileError when it is missing or cut."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -55,31 +74,22 @@ def read_model(path: Path) -> "onnx.ModelProto":
         raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
     if not model.graph.node:
         raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
-    try:
-        _restore_names(model)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
     return model
 
 
-def _restore_names(model: "onnx.ModelProto") -> None:
-    """Undo the shortening that the writer applies: `3.h` is role 17 (h in base 36) of block 3, `.i` is role 18 itself."""
-    roles: list[str] = next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
+def _roles(model: "onnx.ModelProto") -> list[str]:
+    return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
 
-    def restored(name: str) -> str:
-        match = SHORT_NAME.fullmatch(name) if roles else None
-        if match is None:
-            return name
-        role = roles[int(match[2], 36)]
-        return f"blocks.{match[1]}.{role}" if match[1] else role
 
-    for node in model.graph.node:
-        for names in (node.output, node.input):
-            for index, name in enumerate(names):
-                names[index] = restored(name)
-        node.name = node.name or node.output[0]
-    for tensor in model.graph.initializer:
-        tensor.name = restored(tensor.name)
+def _long_name(name: str, roles: list[str]) -> str:
+    """Undo the shortening that the writer applies, if it did: `3.h` is role 17 (h in base 36) of block 3, `.i` is role
+    18 itself.
+    """
+    match = SHORT_NAME.fullmatch(name) if roles else None
+    if match is None:
+        return name
+    role = roles[int(match[2], 36)] + (match[3] or "")
+    return f"blocks.{match[1]}.{role}" if match[1] else role
 
 
 def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
@@ -153,18 +163,23 @@ def with_forced_taps(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) 
     values: one array per tap to force, for its dtype and shape (the first axis becomes symbolic). Every operator
     then runs once, on the inputs it is given, in the very graph that is deployed.
     """
+    copy = with_taps(model)
+    force(copy, values)
+    return copy
+
+
+def force(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) -> None:
+    """Let everything behind a value read a new graph input `<value>/forced`, of that dtype and shape, instead."""
     import onnx
 
-    copy = with_taps(model)
-    for node in copy.graph.node:
+    for node in model.graph.node:
         for index, name in enumerate(node.input):
             if name in values:
                 node.input[index] = name + FORCED
     for name, value in values.items():
         dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         shape = ["batch", *value.shape[1:]]
-        copy.graph.input.append(onnx.helper.make_tensor_value_info(name + FORCED, dtype, shape))
-    return copy
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name + FORCED, dtype, shape))
 
 
 def static_values(nodes: Iterable["onnx.NodeProto"], constants: Iterable[str]) -> set[str]:

@@ -179,7 +179,8 @@ def test_validate_proves_the_newest_model(workshop: tuple[Path, dict[str, Done]]
     lines = workshop[1]["validate"].stdout.splitlines()
 
     assert lines[0] == "runs/digits-w4a4/model.portable.onnx (portable) on 360 test images of digits"
-    assert re.fullmatch(r"weights: 0 of [\d,]+ stored codes differ", lines[1])
+    assert re.fullmatch(r"input: 16 bilinear, crop 16, 1 channels; first batch sha256 [0-9a-f]{16}", lines[1])
+    assert re.fullmatch(r"weights: 0 of [\d,]+ stored codes differ", lines[2])
     assert lines[-1].startswith("Proven: the model computes what training computed; ")
 
 
@@ -506,7 +507,7 @@ def test_export_refuses_what_does_not_exist(run_copy: Path, tmp_path: Path) -> N
     assert _refused(_run("export", "absent", cwd=tmp_path)) == absent
     assert _refused(_run("export", "--to", "tflite", cwd=tmp_path)) == "no format 'tflite'; there is onnx"
     assert _refused(_run("export", "--target", "tpu", cwd=tmp_path)) == (
-        "no target 'tpu'; there are portable, ort-cpu, openvino, fp32"
+        "no target 'tpu'; there are portable, ort-cpu, openvino, tensorrt, fp32"
     )
     for opset in (1, 19, 27, 999):
         message = _refused(_run("export", "--opset", opset, "-o", "x.onnx", cwd=tmp_path))

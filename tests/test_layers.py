@@ -20,6 +20,7 @@ API = {
     "cli.py",
     "comparison.py",
     "demo.py",
+    "foreign.py",
     "lookup.py",
     "package.py",
     "reporting.py",

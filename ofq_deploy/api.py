@@ -10,12 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofq_deploy.card import card, card_path, refuse_other_card
 from ofq_deploy.errors import DataError, ModelError, OnnxFileError, RecipeError, RunError, UnsupportedByTarget
-from ofq_deploy.files import refuse_existing, replacing, sha256
+from ofq_deploy.files import refuse_existing, replacing, sha256, write_text
 from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
 from ofq_deploy.lookup import exported_models, find, model_path
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import DEFAULT, Quantization, Recipe, dump_toml, load_recipe, override
+from ofq_deploy.results import result_of
 from ofq_deploy.runs import RUNS, Run, load_run, newest_run, write_manifest
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ __all__ = [
     "package",
     "parity",
     "predict",
+    "report",
     "train",
     "validate",
 ]
@@ -193,12 +196,14 @@ def export(
     target: "portable", "ort-cpu", "openvino", "tensorrt", or "fp32" for the float model that the run started from
     output: by default model.<target>.onnx in the run folder
 
-    The file gets its name only after the full checker, shape inference and a session load.
+    The file gets its name only after the full checker, shape inference and a session load. Its model card is written
+    beside it, as model.<target>.md.
     Raises RunError, FrozenFileError, UnsupportedByTarget and OutputError.
     """
     source = newest_run() if run is None else load_run(Path(run))
     path = Path(output) if output else source.file(f"model.{target}.onnx")
     refuse_existing(path, force)
+    refuse_other_card(path, force)
     model = _build(source, target, opset)
 
     from ofq_deploy.export.write import write_checked
@@ -207,9 +212,11 @@ def export(
     with replacing(path, force) as temporary:
         write_checked(model, temporary)
         open_session(temporary)
+        write_text(card_path(path), card(temporary, path.name, source.path, []), force=True)
     return path
 
 
+@result_of("validate")
 def validate(
     subject: str | Path | None = None,
     *,
@@ -242,12 +249,13 @@ def validate(
     Returns a JSON table with "passed" and "faults".
     """
     from ofq_deploy.validation import validate_golden, validate_model
+    from ofq_deploy.verdicts import judged
 
     report = report or Reporter()
     if golden is not None:
         if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
             raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
-        return validate_golden(subject, Path(golden), report)
+        return judged(validate_golden(subject, Path(golden), report))
     for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
         if value is not None and not value >= 0:  # as nothing exceeds a NaN
             raise DataError(f"{option} is {value:g}; expected a number from 0")
@@ -262,9 +270,10 @@ def validate(
         return validate_foreign(*files, data, names, how, max_drop, tolerance, images, backend, report)
     if preprocessing is not None or tolerance is not None:
         raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
-    return validate_model(subject, run, data, names, max_drop, images, backend, report)
+    return judged(validate_model(subject, run, data, names, max_drop, images, backend, report))
 
 
+@result_of("parity")
 def parity(
     subject: str | Path | None = None,
     *,
@@ -287,10 +296,13 @@ def parity(
     errors. Returns a JSON table with "passed" and "faults".
     """
     from ofq_deploy.comparison import compare_two
+    from ofq_deploy.verdicts import parity_verdict
 
-    return compare_two(subject, leader, follower, run, data, images, report or Reporter())
+    result = compare_two(subject, leader, follower, run, data, images, report or Reporter())
+    return {"verdict": parity_verdict(result)} | result
 
 
+@result_of("bench")
 def bench(
     model: str | Path | None = None,
     *,
@@ -315,7 +327,6 @@ def bench(
     """
     if backend in GPU_BACKENDS and not profile:
         return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
-    from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import bench as measure
     from ofq_deploy.runtime_tests.bench import image_shape, pinned
     from ofq_deploy.runtime_tests.runners import check_backend
@@ -342,7 +353,8 @@ def bench(
                     result[role]["profile"] = asdict(measure_operators(file, threads, shape))
         if run is not None:
             result["baseline"]["path"] = "the run's float model"
-    return result | {"environment": environment()}
+    result["model"]["sha256"] = sha256(path)
+    return result
 
 
 def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict[str, Any]]:
@@ -404,6 +416,7 @@ def package(
     )
 
 
+@result_of("inspect")
 def inspect(subject: str | Path | None = None) -> dict[str, Any]:
     """The layers of a model, or of the model that a run would export: bits trained, stored and computed."""
     from ofq_deploy.runtime_tests.contents import contents
@@ -420,7 +433,28 @@ def inspect(subject: str | Path | None = None) -> dict[str, Any]:
             table = contents(*open_model(file), load_frozen(source.file("frozen.safetensors")))
         return table | {"model": f"{path} (not exported yet: as portable)"}
     found = find(path)
-    return contents(open_model(found.model.path)[0], found.model, found.frozen) | {"model": str(found.model.path)}
+    about = {"model": str(found.model.path), "model_sha256": sha256(found.model.path)}
+    return contents(open_model(found.model.path)[0], found.model, found.frozen) | about
+
+
+def report(
+    subject: str | Path | None = None,
+    *,
+    output: Path | None = None,
+    force: bool = False,
+    report: Reporter | None = None,
+) -> dict[str, Any]:
+    """Write one HTML page about all results in a folder (default: the newest run) and the models that lie there.
+
+    subject: a run folder in which `ofq-deploy validate` and `bench` kept results, or any folder with results of -o
+    output:  by default report.html in that folder
+
+    The models' cards are written anew. Returns the paths of the page ("report") and of the "cards", and the number of
+    "results" shown. Raises RunError, DataError and OutputError.
+    """
+    from ofq_deploy.reporting import report_folder
+
+    return report_folder(Path(subject) if subject is not None else None, output, force, report or Reporter())
 
 
 def lint(model: str | Path | None = None, *, target: str | None = None) -> list[dict[str, str]]:

@@ -5,7 +5,9 @@ is missing.
 """
 
 import json
+import shlex
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +28,12 @@ OutputFolder = Annotated[Path | None, typer.Option("-o", "--output", help="Folde
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.")]
 JsonFile = Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON object to this file too.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
+Page = Annotated[Path | None, typer.Option("--report", help="Write an HTML page about the result.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No messages and no progress.")]
 Subject = Annotated[Path | None, typer.Argument(help="An ONNX model or a run folder [default: the newest run].")]
+
+_command = ContextVar("command", default="")  # the one that runs
 
 
 def main() -> None:
@@ -56,6 +61,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print versions and exit.")] = False,
 ) -> None:
+    _command.set(context.invoked_subcommand or "")
     if version:
         from ofq_deploy import __version__
         from ofq_deploy.environment import versions
@@ -242,6 +248,7 @@ def validate(
         float | None,
         typer.Option(min=0, help="With --reference: allowed error of a tensor, RMS over RMS [default: 0.25]."),
     ] = None,
+    page: Page = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -251,6 +258,8 @@ def validate(
 
     A model from elsewhere is compared with the float model that it was quantized from: accuracy, and tensor by tensor.
 
+    The result of a model in a run folder is kept beside it, as MODEL.validate.json, for: ofq-deploy report
+
     Example: ofq-deploy validate runs/digits-w4a4 --max-drop 1
 
     Example: ofq-deploy validate int8.onnx --reference fp32.onnx --data imagenet/val --max-drop 1
@@ -258,6 +267,7 @@ def validate(
     from ofq_deploy import api
 
     _refuse(output, force)
+    _refuse(page, force)
     result = api.validate(
         subject,
         run=run,
@@ -274,7 +284,7 @@ def validate(
     )
     show = texts.golden_text if golden else texts.foreign_text if reference else texts.validation_text
     text = show(result)
-    _finish(result, text, as_json, output, force)
+    _finish(result, text, as_json, output, force, page)
     raise typer.Exit(0 if result["passed"] else NEGATIVE)
 
 
@@ -384,6 +394,7 @@ def bench(
     affinity: Annotated[
         str | None, typer.Option(metavar="CPU,...", help="CPUs to stay on, as 0,1 [default: all that are allowed].")
     ] = None,
+    page: Page = None,
     output: JsonFile = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -393,6 +404,8 @@ def bench(
 
     A speed-up is the ratio of median wall times with a 95 % interval; where that is wide, it says so.
 
+    The result of a model in a run folder is kept beside it, as MODEL.bench.BACKEND.json, for: ofq-deploy report
+
     Example: ofq-deploy bench --backend ort-cpu --batch 1 --batch 8 --threads 1
     """
     from ofq_deploy import api
@@ -401,6 +414,7 @@ def bench(
     cpus = [] if affinity is None else affinity.split(",")
     if not all(cpu.isdecimal() for cpu in cpus):
         raise typer.BadParameter(f"{affinity!r} is no list of CPU numbers, such as 0,1", param_hint="--affinity")
+    _refuse(page, force)
     result = api.bench(
         model,
         backend=backend,
@@ -413,8 +427,32 @@ def bench(
         report=_reporter(quiet),
     )
     text = texts.gpu_bench_text(result) if "gpu" in result else texts.bench_text(result)
-    _finish(result, text, as_json, output, force)
+    _finish(result, text, as_json, output, force, page)
     raise typer.Exit(0 if result.get("passed", True) else NEGATIVE)
+
+
+@app.command()
+def report(
+    subject: Annotated[
+        Path | None, typer.Argument(metavar="[RUN|FOLDER]", help="A folder with results [default: the newest run].")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="HTML file to write [default: report.html in the folder].")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """One HTML page about all results in a folder and the models there; model cards are brought up to date.
+
+    Results are those that validate and bench kept in a run folder, or wrote with -o.
+
+    Example: ofq-deploy report runs/digits-w4a4 -o report.html
+    """
+    from ofq_deploy import api
+
+    result = api.report(subject, output=output, force=force, report=_reporter(quiet))
+    _finish(result, result["report"], as_json, None, False)
 
 
 @app.command()
@@ -531,12 +569,22 @@ def _refuse(output: Path | None, force: bool) -> None:
         refuse_existing(output, force)
 
 
-def _finish(result: dict[str, Any], text: str, as_json: bool, output: Path | None, force: bool) -> None:
-    """The result as JSON or text on stdout, and as JSON in a file."""
-    document = json.dumps(result, indent=2)
+def _finish(
+    result: dict[str, Any], text: str, as_json: bool, output: Path | None, force: bool, page: Path | None = None
+) -> None:
+    """The result as JSON or text on stdout, as JSON in a file, as a page, and kept with its run."""
+    from ofq_deploy.results import keep, stamped, to_json
+
+    result = stamped(_command.get(), shlex.join(["ofq-deploy", *sys.argv[1:]]), result)
+    document = to_json(result)
     if output is not None:
         from ofq_deploy.files import write_text
 
-        write_text(output, document + "\n", force)
+        write_text(output, document, force)
+    keep(result)
+    if page is not None:
+        from ofq_deploy.reporting import write_page
+
+        write_page(page, result, force)
     if as_json or text:
-        typer.echo(document if as_json else text)
+        typer.echo(document.rstrip() if as_json else text)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.errors import BackendMissing, RunError, UnsupportedByTarget
+from ofq_deploy.files import sha256
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.lookup import Subject, find
 from ofq_deploy.progress import Reporter
@@ -44,6 +45,7 @@ def compare_two(
     ][:5]
     return {
         "model": str(found.model.path),
+        "model_sha256": sha256(found.model.path),
         "leader": leader,
         "follower": follower,
         "runners": {

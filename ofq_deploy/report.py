@@ -1,184 +1,163 @@
-"""One self-contained HTML page about a demo: verdict, numbers, layers, environment."""
+"""The report as one HTML page: results in, text out. A section appears when its data is there."""
 
-import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --soft: #8882; --good: #1a7f37; --bad: #cf222e; }
-@media (prefers-color-scheme: dark) { :root { --good: #3fb950; --bad: #f85149; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.wide { overflow-x: auto; } .good { color: var(--good); } .bad { color: var(--bad); }
-.verdict { font-size: 1.1rem; padding: .8rem 1rem; background: var(--soft); border-radius: .5rem; }
-svg { max-width: 100%; height: auto; } details > summary { cursor: pointer; }
-details { margin: .5rem 0; } code { background: var(--soft); }
-"""
+from ofq_deploy import sections, speed_sections
+from ofq_deploy.charts import bars, intervals
+from ofq_deploy.pages import commands, document, figures, paragraph, section, table, verdict
+from ofq_deploy.results import Result, command_of, model_of
+from ofq_deploy.sections import percent
+from ofq_deploy.speed_sections import FLOAT, first_row, plain, role_name
+
+SHOWN = ("validate", "parity", "bench", "inspect")
 
 
-def render(summary: dict[str, Any], details: list[dict[str, Any]]) -> str:
-    """The page, from `summary.json` and per model what validate, bench and inspect returned."""
-    models = summary["models"]
-    compared, differing, ties = (sum(m[key] for m in models) for key in ("codes_compared", "codes_differing", "ties"))
-    others = f"{ties} of the {differing} others are rounding ties" if differing else "none differs"
-    verdict = f"ONNX Runtime computed {compared - differing:,} of {compared:,} integer codes as training did; {others}."
-    state = "good" if summary["passed"] else "bad"
-    word = "Proven." if summary["passed"] else "Not proven."
-    parts = [
-        "<h1>ofq-deploy: low-bit vision transformers, proven</h1>",
-        f'<p class="verdict"><strong class="{state}">{word}</strong> {escape(verdict)}</p>',
-        "<h2>Models</h2>",
-        _models_table(summary, details),
-        _charts(summary),
-        "<h2>Speed beside the float model</h2>",
-        _speed_table(models, details),
-        "<p>Calls alternate with the float model's in one process, one thread, batch 1. These models are tiny (18 "
-        "tokens of width 64): the integer graph has more, smaller operators and is not faster than float here.</p>",
-        "<h2>Proof, operator by operator</h2>",
-        _proof_table(models, details),
-        *(_layers(model, detail) for model, detail in zip(models, details, strict=True)),
-        "<h2>Environment</h2>",
-        _environment(summary["environment"]),
-        "<h2>Reproduce</h2>",
-        f"<p><code>ofq-deploy demo --seed {summary['seed']}</code></p>",
+@dataclass(slots=True)
+class _Model:
+    """The results about one model, by the command that made them."""
+
+    validate: list[Result] = field(default_factory=list)
+    parity: list[Result] = field(default_factory=list)
+    bench: list[Result] = field(default_factory=list)
+    inspect: list[Result] = field(default_factory=list)
+
+
+def render(title: str, results: Sequence[Result], note: str = "") -> str:
+    """The page about some results; those of one model stand together, in the order in which the models first occur.
+
+    Takes results as `validate`, `parity`, `bench` and `inspect` return them (see docs/schema.md) and passes over those of other
+    commands. Raises KeyError, TypeError and the like for a result that lacks what its schema promises.
+    """
+    models: dict[str, _Model] = defaultdict(_Model)
+    for result in results:
+        if command_of(result) in SHOWN:
+            getattr(models[model_of(result) or str(result.get("run"))], command_of(result)).append(result)
+    many = len(models) > 1
+    verdicts = [
+        _verdict(result, f"{name}: " if many else "")
+        for name, model in models.items()
+        for result in (*model.validate, *model.parity, *model.bench)
     ]
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ofq-deploy report</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    body = [
+        *verdicts,
+        paragraph(note),
+        _overview(models) if many else "",
+        *(_sections(name, model) for name, model in models.items()),
+        "<h2>Environment</h2>",
+        _environments(results),
+        "<h2>Reproduce</h2>",
+        commands(dict.fromkeys(str(result["command"]) for result in results)),
+    ]
+    return document(title, body)
+
+
+def _verdict(result: Result, about: str) -> str:
+    state = "" if "passed" not in result else "good" if result["passed"] else "bad"
+    word, colon, rest = str(result["verdict"]).partition(": ") if state else ("", "", str(result["verdict"]))
+    return verdict(state, f"{word}{colon}{about}{rest}")
+
+
+def _overview(models: dict[str, _Model]) -> str:
+    """The models beside one another, and the float model when they all have the same one."""
+    rows, accuracies, sizes = [], [], []
+    for name, model in models.items():
+        row: dict[str, str] = {}
+        for contents in model.inspect:
+            row |= {"bits": _bits(contents), "file": f"{contents['file_bytes']:,} B"}
+            sizes.append((name, int(contents["file_bytes"])))
+        for validation in model.validate:
+            if validation.get("top1_runtime") is not None:
+                row["top-1"] = percent(validation["top1_runtime"])
+                accuracies.append(sections.accuracy_row(name, validation))
+        for bench in model.bench:
+            row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms"
+            if "speedup" in bench:
+                row["speed"] = f"{bench['speedup'][0]['ratio_of_medians']:.2f}"
+        rows.append([name, *(row.get(key, "-") for key in ("bits", "top-1", "file", "p50", "speed"))])
+    every = list(models.values())
+    accuracy = {v["top1_float"] for model in every for v in model.validate if v.get("top1_float") is not None}
+    size = {b["baseline"]["file_bytes"] for model in every for b in model.bench if role_name(b, "baseline") == FLOAT}
+    if len(accuracy) == len(size) == 1:
+        rows.insert(0, [FLOAT, "32 / 32", percent(*accuracy), "{:,} B".format(*size), "-", "1"])
+        accuracies.insert(0, (FLOAT, *accuracy, None, percent(*accuracy)))
+        sizes.insert(0, (FLOAT, *size))
+    return "\n".join(
+        [
+            "<h2>Models</h2>",
+            table(["model", "bits W / A", "top-1", "file", "p50", "speed beside the baseline"], rows),
+            intervals(accuracies, "Top-1 with its 95 % interval") if accuracies else "",
+            bars([(name, size, f"{size / 1000:,.0f} kB") for name, size in sizes], "File", FLOAT) if sizes else "",
+        ]
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _models_table(summary: dict[str, Any], details: list[dict[str, Any]]) -> str:
-    rows = [
-        [
-            "float model",
-            "32 / 32",
-            "-",
-            f"{summary['float_top1']:.2f} %",
-            "-",
-            f"{summary['float_file_bytes']:,}",
+def _sections(name: str, model: _Model) -> str:
+    parts = [f"<h2>{escape(name)}</h2>", _figures(model)]
+    for validation in model.validate:
+        parts += [
+            section("Accuracy", *sections.accuracy(validation)),
+            section("Proof", *sections.proof(validation)),
         ]
-    ]
-    rows += [
-        [
-            m["name"],
-            f"{m['weight_bits']} / {m['act_bits']}",
-            f"{m['top1_torch']:.2f} %",
-            f"{m['top1_runtime']:.2f} %",
-            f"{m['agreement']:.2f} %",
-            f"{m['file_bytes']:,}",
+    for parity in model.parity:
+        parts.append(section(f"{parity['follower']} against {parity['leader']}", *sections.proof(parity)))
+    for bench in model.bench:
+        runtime = f"in {bench['backend']}"
+        parts += [
+            section(f"Speed {runtime}", *speed_sections.speed(bench)),
+            section(f"Arithmetic {runtime}", *speed_sections.arithmetic(bench)),
+            section(f"Where the time goes {runtime}", *speed_sections.profile(bench)),
         ]
-        for m in summary["models"]
-    ]
-    images = details[0]["validation"]["test_images"]
-    head = ["model", "bits W / A", "torch", "ONNX Runtime", "same prediction", "file bytes"]
-    return _table(head, rows) + f"<p>Top-1 on the {images} test images, which decided nothing.</p>"
+    for contents in model.inspect:
+        parts += [
+            section("Size", *sections.size(contents)),
+            section("Bits trained, stored and computed", *sections.bits(contents)),
+        ]
+    return "\n".join(part for part in parts if part)
 
 
-def _speed_table(models: list[dict[str, Any]], details: list[dict[str, Any]]) -> str:
+def _figures(model: _Model) -> str:
+    """What one wants to know first, large."""
     rows = []
-    for model, detail in zip(models, details, strict=True):
-        own, base = (detail["bench"][role]["latency_ms"][0] for role in ("model", "baseline"))
-        ratio = detail["bench"]["speedup"][0]["ratio_of_medians"]
-        run = detail["bench"]["model"]["executed"]
-        products = f"{run['integer']} / {run['float']} / {run['small']}"
-        rows.append([model["name"], f"{own['p50']:.3f} ms", f"{base['p50']:.3f} ms", f"{ratio:.2f}", products])
-    return _table(["model", "p50", "float p50", "float / model", "products: integer / float / per-key"], rows)
+    for validation in model.validate:
+        if validation.get("top1_runtime") is not None:
+            beside = f"{FLOAT} {percent(validation['top1_float'])}" if "top1_float" in validation else ""
+            rows.append(("Top-1", percent(validation["top1_runtime"]), beside))
+        if "codes_compared" in validation:
+            beside = f"of {validation['codes_compared']:,} ({validation['ties']} of them ties)"
+            rows.append(("Codes differing", f"{validation['codes_differing']:,}", beside))
+    floats = [bench["baseline"]["file_bytes"] for bench in model.bench if role_name(bench, "baseline") == FLOAT]
+    for contents in model.inspect:
+        size = contents["file_bytes"]
+        beside = f"{FLOAT}: {floats[0] / size:.1f} times as large" if floats else f"{size:,} bytes"
+        rows.append(("File", f"{size / 1000:,.0f} kB", beside))
+    for bench in model.bench:
+        first = first_row(bench, "model")
+        what = f"Median, batch {first['batch']}, {bench['backend']}"
+        name = role_name(bench, "baseline")
+        beside = f"{name} {first_row(bench, 'baseline')['p50']:.3f} ms" if name else ""
+        rows.append((what, f"{first['p50']:.3f} ms", beside))
+    return figures(rows) if rows else ""
 
 
-def _proof_table(models: list[dict[str, Any]], details: list[dict[str, Any]]) -> str:
-    rows = []
-    for model, detail in zip(models, details, strict=True):
-        weights = detail["validation"]["weights"]
-        rows.append(
-            [
-                model["name"],
-                "weights in the file",
-                f"{weights['codes_compared']:,}",
-                str(weights["codes_differing"]),
-                "-",
-            ]
-        )
-        for proof in detail["validation"]["operators"]:
-            name = f"{proof['witness']} against the oracle"
-            rows.append(
-                [
-                    model["name"],
-                    name,
-                    f"{proof['codes_compared']:,}",
-                    str(proof["codes_differing"]),
-                    str(proof["ties"]),
-                ]
-            )
-    return _table(["model", "compared", "codes", "differing", "of them ties"], rows)
+def _environments(results: Sequence[Result]) -> str:
+    """One table when all results were made in the same environment, else one for each, under its commands."""
+    lines: dict[str, list[str]] = defaultdict(list)  # by environment
+    for result in results:
+        lines[json.dumps(result["environment"], sort_keys=True)].append(str(result["command"]))
+    parts = []
+    for text, own in lines.items():
+        environment = json.loads(text)
+        rows = [[key, plain(value)] for key, value in environment.items() if key != "packages"]
+        rows += [[name, str(number)] for name, number in environment.get("packages", {}).items()]
+        parts += [commands(own) if len(lines) > 1 else "", table([], rows, "texts")]
+    return "\n".join(parts)
 
 
-def _layers(model: dict[str, Any], detail: dict[str, Any]) -> str:
-    rows = [
-        [
-            layer["name"],
-            "x".join(map(str, layer["shape"])),
-            str(layer["bits_trained"]),
-            str(layer["bits_stored"]),
-            str(layer["bits_computed"]),
-            f"{layer['bytes']:,}",
-        ]
-        for layer in detail["contents"]["layers"]
-    ]
-    table = _table(["layer", "shape", "bits trained", "bits stored", "bits computed", "bytes"], rows)
-    return f"<details><summary>Layers of {escape(model['name'])}</summary>{table}</details>"
-
-
-def _environment(environment: dict[str, Any]) -> str:
-    rows = [
-        [key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)]
-        for key, value in environment.items()
-        if key != "packages"
-    ]
-    rows += [[name, number] for name, number in environment["packages"].items()]
-    return _table(["what", "value"], rows)
-
-
-def _charts(summary: dict[str, Any]) -> str:
-    """Errors and bytes side by side, as inline SVG that reads on light and dark pages."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    grey = "#808080"
-    labels = ["float", *(f"W{m['weight_bits']}A{m['act_bits']}" for m in summary["models"])]
-    errors = [100 - summary["float_top1"], *(100 - m["top1_runtime"] for m in summary["models"])]
-    sizes = [summary["float_file_bytes"] / 1000, *(m["file_bytes"] / 1000 for m in summary["models"])]
-    style: Any = {
-        "svg.hashsalt": "ofq-deploy",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "text.color": grey,
-    }
-    with plt.rc_context(style | {"axes.labelcolor": grey, "xtick.color": grey, "ytick.color": grey}):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
-        for axis, values, title in zip(axes, (errors, sizes), ("top-1 error, %", "file, kB"), strict=True):
-            bars = axis.barh(labels[::-1], values[::-1], color=["#4c8dd6"] * (len(values) - 1) + [grey])
-            axis.bar_label(bars, fmt="%.2f" if values is errors else "%.0f", padding=3)
-            axis.set_title(title, fontsize=10)
-            axis.margins(x=0.15)
-            axis.spines[["top", "right", "bottom"]].set_visible(False)
-            axis.spines["left"].set_color(grey)
-            axis.set_xticks([])
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def _bits(contents: Result) -> str:
+    if contents["target"] == "fp32":
+        return "32 / 32"
+    return "{weight_bits} / {act_bits}".format(**contents["quantization"])

@@ -70,6 +70,11 @@ def load_run(path: Path) -> Run:
     return Run(path, manifest)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like a run; nothing is checked."""
+    return all((path / name).is_file() for name in ("manifest.json", "recipe.toml"))
+
+
 def newest_run(root: Path = RUNS) -> Run:
     """The run right below `root` whose manifest was created last; hidden folders and damaged manifests are passed over."""
     created = {}

@@ -46,10 +46,7 @@ def validation_text(result: dict[str, Any]) -> str:
             f"{result['runtime_agrees_with_float64']}, torch float32 {result['float32_agrees_with_float64']} images"
         )
     lines += [f"FAULT {fault}" for fault in result["faults"]]
-    reference = (
-        "training computed" if "torch" in result["witnesses"] else "the frozen file defines (torch was not asked)"
-    )
-    lines.append(f"PROVEN: the model computes what {reference}" if result["passed"] else "NOT PROVEN")
+    lines.append(result["verdict"])
     return "\n".join(lines)
 
 
@@ -136,7 +133,7 @@ def parity_text(result: dict[str, Any]) -> str:
         for entry in free["divergences"][:5]
     ]
     lines += [f"FAULT {fault}" for fault in result["faults"]]
-    lines.append("EQUAL but for ties" if result["passed"] else "THEY DIFFER")
+    lines.append(result["verdict"])
     return "\n".join(lines)
 
 
@@ -157,7 +154,7 @@ def golden_text(result: dict[str, Any]) -> str:
         lines.append(f"{row['block']}: {'equal' if row['passed'] else 'DIFFERS'} to {row['max_error']:.1e}{flips}")
     lines.append(f"same prediction on {result['same_prediction']} of {result['images']} images")
     lines += [f"FAULT {fault}" for fault in result["faults"]]
-    lines.append("PASSED: the run computes what the official code computed" if result["passed"] else "FAILED")
+    lines.append(result["verdict"])
     return "\n".join(lines)
 
 

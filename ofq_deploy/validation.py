@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ofq_deploy.classes import Classes, read_classes
 from ofq_deploy.datasets import Split, load_dataset
 from ofq_deploy.errors import DataError, OnnxFileError, RunError, UnsupportedByTarget
+from ofq_deploy.files import sha256
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.lookup import Subject, find, model_path
 from ofq_deploy.progress import Reporter
@@ -132,6 +133,7 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str)
     weights, operators, free = proof.weights, proof.operators, proof.free_run
     return {
         "model": str(found.model.path),
+        "model_sha256": sha256(found.model.path),
         "backend": backend,
         "target": found.model.target,
         "witnesses": [*(entry.follower for entry in operators), "oracle"],

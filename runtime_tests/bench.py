@@ -80,7 +80,7 @@ def bench(
         if baseline:
             by_cpu = asdict(speedup(cpu[1], cpu[0])) if threads == 1 else None
             rows.append({"batch": batch, **asdict(speedup(wall[1], wall[0])), "cpu_time": by_cpu})
-    result: dict[str, Any] = {"schema": "ofq-deploy/bench/1", "backend": backend, "threads": threads or "one per core"}
+    result: dict[str, Any] = {"backend": backend, "threads": threads or "one per core"}
     result["conditions"] = _conditions(how, threads)
     for role, path in files.items():
         result[role] = {

@@ -25,7 +25,20 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
 from ofq_deploy.runtime_tests.model_file import read_model
 
-COMMANDS = ["demo", "train", "import", "export", "validate", "predict", "package", "bench", "lint", "inspect", "doctor"]
+COMMANDS = [
+    "demo",
+    "train",
+    "import",
+    "export",
+    "validate",
+    "predict",
+    "package",
+    "bench",
+    "report",
+    "lint",
+    "inspect",
+    "doctor",
+]
 HEAVY = {"torch", "numpy", "onnx", "onnxruntime", "timm", "onnx_ir", "sklearn", "matplotlib", "scipy", "PIL"}
 ENVIRONMENT = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
 Done = subprocess.CompletedProcess[str]
@@ -82,7 +95,7 @@ def _options(settings: dict[str, Any]) -> list[str]:
 def run_copy(tiny_run: Path, portable_model: Path, tmp_path: Path) -> Path:
     """runs/tiny with its portable model, below tmp_path; free to be changed."""
     folder = tmp_path / "runs" / "tiny"
-    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("*.onnx"))
+    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("model.*"))
     shutil.copyfile(portable_model, folder / portable_model.name)
     return folder
 
@@ -168,7 +181,7 @@ def test_validate_proves_the_newest_model(workshop: tuple[Path, dict[str, Done]]
     assert lines[0] == "runs/digits-w4a4/model.portable.onnx (portable) on 360 test images of digits"
     assert re.fullmatch(r"input: 16 bilinear, crop 16, 1 channels; first batch sha256 [0-9a-f]{16}", lines[1])
     assert re.fullmatch(r"weights: 0 of [\d,]+ stored codes differ", lines[2])
-    assert lines[-1] == "PROVEN: the model computes what training computed"
+    assert lines[-1].startswith("Proven: the model computes what training computed; ")
 
 
 def test_bench_measures_the_newest_model_beside_float(workshop: tuple[Path, dict[str, Done]]) -> None:
@@ -270,7 +283,8 @@ def test_export_json_quiet_output_and_force(run_copy: Path, portable_model: Path
     file = tmp_path / "made" / "my.onnx"
     done = _ok(_run("export", run_copy, "--json", "--quiet", "-o", file, cwd=tmp_path))
 
-    assert json.loads(done.stdout) == {"model": str(file), "target": "portable", "file_bytes": file.stat().st_size}
+    expected = {"model": str(file), "target": "portable", "file_bytes": file.stat().st_size}
+    assert expected.items() <= json.loads(done.stdout).items()
     assert done.stderr == ""
     assert file.read_bytes() == portable_model.read_bytes()
 
@@ -299,7 +313,7 @@ def test_train_json_quiet_output_and_force(tmp_path: Path, tiny_settings: dict[s
     result = json.loads(done.stdout)
 
     assert done.stderr == ""
-    assert set(result) == {"run", "teacher_test_top1", "validation_top1", "test_top1"}
+    assert {"run", "teacher_test_top1", "validation_top1", "test_top1"} <= set(result)
     assert result["run"] == str(run)
     assert (run / "manifest.json").is_file()
     assert not (run / "note").exists()

@@ -20,8 +20,10 @@ from ofq_deploy.errors import DataError, OfqError, OnnxFileError
 from ofq_deploy.foreign import TOLERANCE
 from ofq_deploy.images import read_preprocessing
 from ofq_deploy.progress import Reporter
+from ofq_deploy.report import render
 from ofq_deploy.runtime_tests.model_file import parse_model, read_model
 from ofq_deploy.runtime_tests.tensors import compare_tensors, half_quantized
+from tests.test_schemas import check
 
 Proto = onnx.ModelProto
 QUIET = Reporter(quiet=True)
@@ -234,6 +236,8 @@ def test_a_lost_point_more_than_allowed_fails(folder: Path) -> None:
     gained = validate(folder / "qdq.onnx")["drop_points"]
     model, reference = ("qdq", "float") if gained > 0 else ("float", "qdq")
     result = validate(folder / f"{model}.onnx", reference=folder / f"{reference}.onnx", max_drop=0)
+    check(result)
+    assert result["tensors"][0]["name"] in render("title", [result])
 
     if gained:
         assert result["faults"] == [f"top-1 drops by {abs(gained):.2f} points, allowed are 0"]

@@ -27,12 +27,14 @@ from ofq_deploy.errors import DataError, ModelError, OfqError
 from ofq_deploy.files import sha256
 from ofq_deploy.frozen import load_frozen
 from ofq_deploy.progress import Reporter
+from ofq_deploy.report import render
 from ofq_deploy.runtime_tests.golden import compare_golden, load_golden
 from ofq_deploy.train import unpickle
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.official import load_official
 from ofq_deploy.train.reference import weight_units
 from tests.official_mini import DEPTH, DIM, Bits, State, checkpoint, edited, golden, sample_images, without_steps
+from tests.test_schemas import check
 
 SHARED = Path(os.environ.get("OFQ_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "ofq-official"
 LABELS = tuple("0123456789")
@@ -182,6 +184,11 @@ def test_an_imported_checkpoint_computes_what_the_official_model_does(
     file = checkpoint(attention, distilled, bits, seed=3)
     run = api.import_checkpoint(_save(file, tmp_path / "mini.pth.tar"), output=tmp_path / "run")
     result = api.validate(run, golden=_save_golden(golden(file), tmp_path / "golden.npz"), report=Reporter(True))
+    check(result)
+    page = render("title", [result])
+    assert [
+        row for row in (result["weights"] + result["blocks"]) if row.get("name", row.get("block")) not in page
+    ] == []
     frozen = load_frozen(run / "frozen.safetensors")
     weights = ["attn.z", "attn.v"] if attention == "qkr" else ["attn.qkv"]
     weights = [f"blocks.0.{name}" for name in (*weights, "attn.proj", "mlp.fc1", "mlp.fc2")]
@@ -286,7 +293,7 @@ def test_validate_says_that_the_run_computes_what_the_official_code_did(typed: t
     done = _ok(_run("validate", "--golden", "golden.npz", "--quiet", cwd=typed[0]))
 
     assert done.stdout.startswith("runs/mini against golden.npz, 2 images\n")
-    assert done.stdout.endswith("PASSED: the run computes what the official code computed\n")
+    assert done.stdout.splitlines()[-1].startswith("Proven: the run computes what the official code computed on ")
 
 
 def test_import_does_not_replace_a_run(typed: tuple[Path, Done]) -> None:
@@ -688,7 +695,7 @@ def test_the_command_exits_3_and_names_the_layer(
 
     assert done.returncode == 3, done.stderr
     assert f"FAULT blocks.0.mlp.fc1: {DIM} weight codes differ beyond a tie, in rows [5]\n" in done.stdout
-    assert done.stdout.endswith("FAILED\n")
+    assert done.stdout.splitlines()[-1].startswith("Not proven: ")
 
 
 PARTS: dict[str, Callable[[str], bool]] = {

@@ -184,7 +184,7 @@ def test_the_command_prints_and_exits_by_the_verdict(portable_model: Path, tiny_
     assert done.returncode == 0, done.stderr
     assert set(result) >= {"model", "leader", "follower", "runners", "parity", "free_run", "passed", "faults"}
     text = subprocess.run(command, capture_output=True, text=True).stdout
-    assert text.rstrip().endswith("EQUAL but for ties")
+    assert text.splitlines()[-1].startswith("Equal: ort-cpu against torch, all codes")
     bad = subprocess.run([*command, "--follower", "tvm"], capture_output=True, text=True)
     assert bad.returncode == 2
     assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino\n"

@@ -1,0 +1,168 @@
+"""Every command's result is what its schema says, field by field, and the page about the schemas is theirs."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator, ValidationError
+from referencing import Registry, Resource
+
+from ofq_deploy import api
+from ofq_deploy.results import command_line, stamped, to_json
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMAS = ROOT / "ofq_deploy" / "schemas"
+
+
+def _closed(node: Any) -> Any:
+    """A schema under which fields that it does not name are faults."""
+    if isinstance(node, list):
+        return [_closed(entry) for entry in node]
+    if not isinstance(node, dict):
+        return node
+    closed = {key: _closed(value) for key, value in node.items()}
+    if isinstance(node.get("properties"), dict) and "required" in node:
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+def _documents() -> dict[str, Any]:
+    return {file.name: json.loads(file.read_text()) for file in SCHEMAS.glob("*.json")}
+
+
+def check(result: dict[str, Any]) -> None:
+    """Raise ValidationError unless a result, as it is written, is exactly what its schema promises."""
+    documents = {name: _closed(document) for name, document in _documents().items()}
+    registry = Registry().with_resources([(name, Resource.from_contents(d)) for name, d in documents.items()])
+    name = result["schema"].split("/")[1]
+    Draft202012Validator(documents[f"{name}.schema.json"], registry=registry).validate(json.loads(to_json(result)))
+
+
+def _typed(*words: object, cwd: Path, code: int = 0) -> dict[str, Any]:
+    command = [sys.executable, "-m", "ofq_deploy", *map(str, words), "--json", "--quiet"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def validation(portable_model: Path) -> dict[str, Any]:
+    return api.validate(portable_model, images=4)
+
+
+@pytest.mark.parametrize("name", [file.name for file in SCHEMAS.glob("*.json")])
+def test_the_schema_files_are_valid(name: str) -> None:
+    Draft202012Validator.check_schema(_documents()[name])
+
+
+def test_validate(validation: dict[str, Any]) -> None:
+    check(validation)
+
+    assert validation["schema"] == "ofq-deploy/validate/1"
+    assert {row["follower"] for row in validation["parity"]} == {"ort-cpu", "torch"}
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_bench(baseline: bool, portable_model: Path, tmp_path: Path) -> None:
+    model = portable_model
+    if not baseline:  # without its run there is nothing to compare with
+        model = tmp_path / "alone" / "below" / "model.onnx"
+        model.parent.mkdir(parents=True)
+        model.write_bytes(portable_model.read_bytes())
+    result = api.bench(model, seconds=0.0, batches=[1, 2], profile=baseline)
+    check(result)
+
+    assert ("speedup" in result and bool(result["speedup"])) is baseline
+
+
+@pytest.mark.parametrize("target", ["portable", "fp32"])
+def test_inspect(target: str, tiny_run: Path, tmp_path: Path) -> None:
+    check(api.inspect(api.export(tiny_run, target=target, output=tmp_path / "model.onnx")))
+
+
+def test_inspect_of_a_run_without_models(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in tiny_run.iterdir():
+        if file.suffix != ".onnx" and file.is_file():
+            (run / file.name).write_bytes(file.read_bytes())
+
+    check(api.inspect(run))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "RUN", "-o", "model.onnx"],
+        ["predict", str(ROOT / "docs" / "images" / "seven.png"), "--model", "MODEL"],
+        ["lint", "MODEL"],
+        ["doctor"],
+        ["bench", "MODEL", "--seconds", "0"],
+        ["parity", "MODEL", "--images", "2"],
+        ["package", "MODEL", "--for", "ort", "-o", "served"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_the_other_commands_print(words: list[str], tiny_run: Path, portable_model: Path, tmp_path: Path) -> None:
+    typed = [{"RUN": str(tiny_run), "MODEL": str(portable_model)}.get(word, word) for word in words]
+    result = _typed(*typed, cwd=tmp_path)
+    check(result)
+
+    assert result["schema"] == f"ofq-deploy/{words[0]}/1"
+    assert result["command"] == " ".join(["ofq-deploy", *typed, "--json", "--quiet"])
+
+
+def test_lint_with_faults_and_train(ort_model: Path, tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    check(_typed("lint", ort_model, "--target", "portable", cwd=tmp_path, code=3))
+    settings = tiny_settings | {"teacher.epochs": 0, "train.epochs": 0, "cga.epochs": 0}
+    check(_typed("train", *(f"--set={key}={value}" for key, value in settings.items()), cwd=tmp_path))
+
+
+def test_a_field_that_is_not_described_is_a_fault(validation: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        check(validation | {"undescribed": 1})
+    with pytest.raises(ValidationError):
+        check({key: value for key, value in validation.items() if key != "verdict"})
+
+
+def test_the_page_is_made_from_the_schemas() -> None:
+    page = runpy.run_path(str(ROOT / "tools" / "schema_docs.py"))["page"]()
+
+    assert (ROOT / "docs" / "schema.md").read_text(encoding="utf-8") == page, "run: python tools/schema_docs.py"
+
+
+def test_every_command_has_a_schema() -> None:
+    from ofq_deploy.cli import app
+
+    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+
+    assert names <= {file.name.split(".")[0] for file in SCHEMAS.glob("*.json")}
+
+
+# The command line in a result.
+
+
+def test_a_call_from_python_names_the_command_that_does_the_same(portable_model: Path) -> None:
+    result = api.bench(portable_model, batches=(1, 2), seconds=0.0, threads=1)
+
+    assert result["command"] == f"ofq-deploy bench {portable_model} --batch 1 --batch 2 --threads 1 --seconds 0.0"
+
+
+def test_command_lines_are_quoted_and_leave_out_what_was_not_asked() -> None:
+    given = {"subject": Path("a b.onnx"), "max_drop": 1.5, "golden": None, "profile": False, "report": object()}
+
+    assert command_line("validate", given) == "ofq-deploy validate 'a b.onnx' --max-drop 1.5"
+    assert command_line("bench", {"seconds": 1.0, "profile": True}) == "ofq-deploy bench --seconds 1.0 --profile"
+    assert command_line("bench", {"batches": range(1, 3), "affinity": (0, 2)}) == (
+        "ofq-deploy bench --batch 1 --batch 2 --affinity 0,2"
+    )
+
+
+def test_numbers_that_json_does_not_have_become_null() -> None:
+    result = stamped("lint", "ofq-deploy lint", {"faults": [{"worst": float("inf")}, float("nan"), (1.5, "x")]})
+
+    assert json.loads(to_json(result))["faults"] == [{"worst": None}, None, [1.5, "x"]]

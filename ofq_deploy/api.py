@@ -473,13 +473,13 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     return [asdict(fault) for fault in find_faults(path, target or str(stated))]
 
 
+@result_of("check")
 def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
     """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
 
     Takes any ONNX file. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
     Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
     """
-    from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.tensorrt_check import check as check_engine
 
     if target != "tensorrt":
@@ -487,9 +487,6 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
     path = _tensorrt_model(model)
     result = check_engine(path)
     return {
-        "schema": "ofq-deploy/check/1",
-        "command": shlex.join(["ofq-deploy", "check", str(path), "--target", target]),
-        "environment": environment(),
         "model": str(path),
         "target": target,
         "verdict": result.verdict,

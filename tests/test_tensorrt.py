@@ -28,6 +28,7 @@ from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
 from ofq_deploy.runtime_tests.tensorrt_check import Check, check
 from tests.test_lint import frozen_model
+from tests.test_schemas import check as check_schema
 
 compiles = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX, which builds engines without a GPU, is not installed"
@@ -173,6 +174,7 @@ def test_check_on_the_command_line(model: Path, tmp_path: Path) -> None:
     assert (result["schema"], result["target"], result["package"]) == ("ofq-deploy/check/1", "tensorrt", "tensorrt_rtx")
     assert result["verdict"] == "all 17 quantized products are computed in int8"
     assert json.loads((tmp_path / "check.json").read_text()) == result
+    check_schema(result)
 
 
 @compiles

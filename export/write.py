@@ -14,6 +14,11 @@ BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 ROLES = "ofq_deploy.roles"
 
 
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The whole model, names and shapes as they were built."""
+    return ir.serde.serialize_model(model)
+
+
 def write_checked(model: ir.Model, path: Path) -> None:
     """Serialize, run the full ONNX checker and strict shape inference, and write; same model, same bytes.
 
@@ -22,7 +27,7 @@ def write_checked(model: ir.Model, path: Path) -> None:
     Raises OutputError when the file would exceed protobuf's 2 GB. A graph that fails the checker is our bug and
     surfaces as onnx.checker.ValidationError or onnx.shape_inference.InferenceError.
     """
-    proto = ir.serde.serialize_model(model)
+    proto = to_proto(model)
     for node in proto.graph.node:
         node.ClearField("name")
     proto.graph.ClearField("value_info")

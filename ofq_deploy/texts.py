@@ -12,7 +12,10 @@ def validation_text(result: dict[str, Any]) -> str:
     lines = [f"{result['model']} ({result['target']}) on {result['test_images']} test images of {result['data']}"]
     lines.append(f"input: {_input(result)}")
     weights = result["weights"]
-    lines.append(f"weights: {weights['codes_differing']} of {weights['codes_compared']:,} stored codes differ")
+    lines.append(
+        f"weights: {weights['codes_differing']} of {weights['codes_compared']:,} stored codes differ; "
+        f"{len(result['constants']['differing'])} of {result['constants']['compared']:,} other constants"
+    )
     for proof in result["operators"]:
         lines.append(
             f"operators, {proof['witness']} against the oracle: {proof['codes_differing']} of "

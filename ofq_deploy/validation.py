@@ -107,10 +107,10 @@ def test_split(found: Subject, frozen: Frozen, data: str | None, classes: Classe
 def _prove(
     found: Subject, frozen: Frozen, student: Any, test: Split, images: int, backend: str, report: Reporter
 ) -> "Proof":
-    from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
+    from ofq_deploy.runtime_tests.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
 
     path, batch = found.model.path, test.spread(images)
-    weights = prove_weights(path, frozen)
+    weights, constants = prove_weights(path, frozen), prove_constants(path, _export_again(found, frozen))
     torch = None
     if student is not None:
         from ofq_deploy.train.witness import TorchRunner
@@ -120,7 +120,20 @@ def _prove(
     free = prove_free_run(
         path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report, backend
     )
-    return Proof(len(batch), weights, tuple(operators), free)
+    return Proof(len(batch), weights, constants, tuple(operators), free)
+
+
+def _export_again(found: Subject, frozen: Frozen) -> Any:
+    """What this version writes for the model's target and opset."""
+    from ofq_deploy.export.network import build
+    from ofq_deploy.export.targets import TARGETS
+    from ofq_deploy.export.write import to_proto
+    from ofq_deploy.runtime_tests.model_file import read_model
+
+    if found.model.target not in TARGETS:
+        raise OnnxFileError(f"{found.model.path} names the target {found.model.target!r}; export it again")
+    opset = next(entry.version for entry in read_model(found.model.path).opset_import if entry.domain == "")
+    return to_proto(build(frozen, TARGETS[found.model.target], opset, found.model.frozen_sha256))
 
 
 def _free_images(frozen: Frozen, least: int, most: int) -> int:
@@ -138,6 +151,7 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str)
         "target": found.model.target,
         "witnesses": [*(entry.follower for entry in operators), "oracle"],
         "weights": {"codes_compared": weights.compared, "codes_differing": weights.differing},
+        "constants": {"compared": proof.constants.compared, "differing": list(proof.constants.differing)},
         "operators": [
             {
                 "witness": entry.follower,

@@ -1,12 +1,14 @@
 """The proof that a model file computes what training computed.
 
-1. Weights: the codes that the file's own decoder yields in ONNX Runtime are the frozen codes, all of them.
+1. Weights: the codes that the file's own decoder yields in ONNX Runtime are the frozen codes, all of them. The other
+   constants are those that an export of the frozen file has, bit for bit: a wrong one may be too small to move a code.
 2. Operators: each one is fed the codes that the reference fed it; codes out are equal, or ties by one rule.
 3. End to end: where free runs part, the first operator that differs is named, and must differ by ties only.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +17,15 @@ from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import Runner
 from ofq_deploy.runtime_tests.compare import Divergence, compare_operators, count_differing, cut, first_divergences
-from ofq_deploy.runtime_tests.model_file import decoder, open_model
+from ofq_deploy.runtime_tests.model_file import decoder, open_model, read_model
 from ofq_deploy.runtime_tests.oracle import Oracle
 from ofq_deploy.runtime_tests.ort import open_session, run_all
 from ofq_deploy.runtime_tests.parity import Parity
 from ofq_deploy.runtime_tests.runners import levels
 from ofq_deploy.runtime_tests.tapped import open_tapped
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,14 @@ class WeightProof:
     @property
     def passed(self) -> bool:
         return self.differing == 0
+
+
+@dataclass(frozen=True, slots=True)
+class ConstantProof:
+    """Steps, scales, shifts, biases and norms in the file, beside those of a new export."""
+
+    compared: int
+    differing: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +69,14 @@ class Proof:
 
     images: int
     weights: WeightProof
+    constants: ConstantProof
     operators: tuple[Parity, ...]  # the runtime's first
     free_run: FreeRun
 
     def faults(self) -> list[str]:
         """What failed, one line each; empty when the proof holds."""
         faults = [f"{name}.weight: stored codes differ from the frozen ones" for name in self.weights.layers]
+        faults += [f"{name}: the stored constant is not the frozen file's" for name in self.constants.differing]
         faults += [f"{entry.follower}: {line}" for entry in self.operators for line in entry.faults()]
         faults += [
             f"free run: image {entry.image} leaves the oracle at {entry.operator}, and not by a tie"
@@ -97,6 +112,24 @@ def _weight_parts(frozen: Frozen, name: str) -> list[str]:
     """The patch embedding keeps one matrix per image step."""
     parts = frozen[f"{name}.scale"].shape[0] if name == "patch_embed" else 1
     return [f"{name}.weight"] if parts == 1 else [f"{name}.{part}.weight" for part in range(parts)]
+
+
+def prove_constants(path: Path, exported: "onnx.ModelProto") -> ConstantProof:
+    """Compare the constants that the file shares, by name, with a new export for its target; but for weights' codes."""
+    expected = {tensor.name: tensor for tensor in exported.graph.initializer}
+    shared = [
+        (tensor, expected[tensor.name])
+        for tensor in read_model(path).graph.initializer
+        if tensor.name in expected and not tensor.name.endswith((".weight", ".weight.codes"))
+    ]
+    differing = tuple(own.name for own, other in shared if _bits(own) != _bits(other))
+    return ConstantProof(len(shared), differing)
+
+
+def _bits(tensor: "onnx.TensorProto") -> tuple[int, tuple[int, ...], bytes]:
+    import onnx
+
+    return tensor.data_type, tuple(tensor.dims), onnx.numpy_helper.to_array(tensor).tobytes()
 
 
 def prove_operators(

@@ -457,10 +457,11 @@ def test_the_command_of_the_manifest_makes_the_same_package(model: Path, tmp_pat
     result = json.loads(done.stdout)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert result["command"] == "ofq-deploy " + " ".join(arguments)
     assert result["package"] == "made"
+    command = json.loads((tmp_path / "made" / "manifest.json").read_text())["command"]
+    assert command == "ofq-deploy " + " ".join(arguments)
     before = _listing(tmp_path / "made")
-    again = _run(*result["command"].split()[1:], "--force", "--quiet", cwd=tmp_path)
+    again = _run(*command.split()[1:], "--force", "--quiet", cwd=tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, "made\n", "")
     assert _listing(tmp_path / "made") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "tiny.onnx"]

@@ -291,7 +291,7 @@ def test_ticks_are_round_and_within(low: float, length: float) -> None:
     found = ticks(low, low + length)
 
     assert 1 <= len(found) <= 6
-    assert all(low <= tick <= low + length * (1 + 1e-9) for tick in found)
+    assert all(low - 1e-9 * length <= tick <= low + length * (1 + 1e-9) for tick in found)
     np.testing.assert_allclose(np.diff(found), np.diff(found)[0] if len(found) > 1 else [], rtol=1e-6)
 
 

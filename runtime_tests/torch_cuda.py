@@ -117,7 +117,10 @@ def bench_torch_cuda(
         where = f"{row.get('name', 'a block')} at batch {row['batch']}"
         result["faults"] += [f"{form} of {where} {why}" for form, why in row["wrong"].items()]
     result["passed"] = not result["faults"]
-    return result | _summary(result["blocks"])
+    result |= _summary(result["blocks"])
+    if result["faults"]:
+        result["verdict"] = f"Failed: {result['faults'][0]}; {result['verdict']}"
+    return result
 
 
 def _time_product(shape: Shape, batch: int, multiply: Multiply, device: str, run: Run) -> dict[str, Any]:
@@ -244,8 +247,8 @@ def _summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         verdict = f"one block, its fastest int8 form over its fastest float form: {', '.join(texts)}; not TensorRT"
     return {
-        "model": {"path": "one block in int8, torch and Triton", "latency_ms": model},
-        "baseline": {"path": "one block of the same sizes in float16 or bfloat16, torch", "latency_ms": baseline},
+        "model": {"what": "one block in int8, torch and Triton", "latency_ms": model},
+        "baseline": {"what": "one block of the same sizes in float16 or bfloat16, torch", "latency_ms": baseline},
         "speedup": ratios,
         "verdict": verdict,
     }

@@ -163,6 +163,9 @@ def code_types(model: Model) -> Iterator[Finding]:
             if block and shape and block < shape[integer(codes, "axis", 1) % len(shape)]:
                 cause = "a scale per block of weights beside quantized activations crashes the compiler"
                 yield model.finding("Q20", codes, cause, "give weights one scale per output channel", "hard")
+            elif kind == INT4 and (node.op_type == "Conv" or size(model, operand(codes, 1)) == 1):
+                cause = "4-bit weights of Conv, or with a single scale, beside int8 activations crash the compiler"
+                yield model.finding("Q20", codes, cause, "store them as int8 in the file for TensorRT", "hard")
             elif kind == INT4:
                 cause = "4-bit weights beside int8 activations are widened again for every image"
                 yield model.finding("Q20", codes, cause, "store them as int8 in the file for TensorRT")

@@ -48,10 +48,9 @@ def bench_tensorrt(
     for batch in batches:
         with ExitStack() as stack:
             first = stack.enter_context(TensorRTRunner(graphs["model"], batch))
-            others = {
-                role: TensorRTRunner(graph, batch, first.stream) for role, graph in graphs.items() if role != "model"
-            }
-            runners = {"model": first} | {role: stack.enter_context(runner) for role, runner in others.items()}
+            runners = {"model": first}
+            for role in list(graphs)[1:]:
+                runners[role] = stack.enter_context(TensorRTRunner(graphs[role], batch, first.stream))
             images = np.random.default_rng(batch).standard_normal((batch, *shape), dtype=np.float32)
             result["gpu"] = asdict(first.gpu)
             for role, runner in runners.items():

@@ -134,6 +134,27 @@ def test_a_damaged_engine_is_built_again_and_never_deserialized(trt: FakeTensorR
     assert trt.builds == len(trt.engines) == 2
 
 
+def test_nothing_is_read_from_a_folder_that_others_write_to(trt: FakeTensorRT, model: Path) -> None:
+    TensorRTRunner(model, 2).close()
+    engine_cache.folder().chmod(0o777)
+
+    with TensorRTRunner(model, 2) as runner:
+        assert not runner.metadata.settings["engine_from_cache"]
+        assert not runner.metadata.settings["timing_cache_warm"]
+
+    assert trt.builds == 2
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing(
+    trt: FakeTensorRT, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OFQ_CACHE", str(tmp_path / "file"))
+
+    with TensorRTRunner(model, 2) as runner:
+        assert logits(runner, images(2)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("changed", ["batch", "level", "gpu", "driver", "version", "model"])
 def test_another_ingredient_is_another_engine(
     trt: FakeTensorRT, model: Path, float_model: Path, changed: str, monkeypatch: pytest.MonkeyPatch
@@ -381,6 +402,7 @@ WEIGHTS = {"Inputs": TWO[:1], "Weights": {"Type": "Int8", "Count": 9408}}
         ({"Name": "conv", "LayerType": "CaskConvolution", **WEIGHTS}, True),
         ({"Name": "_gemm_mha_v2_myl0_3", "LayerType": "fusion", "Inputs": TWO[:1]}, True),
         ({"Name": "_gemm_mha_v2_myl0_3", "LayerType": "fusion", "Inputs": [{"Datatype": "Half"}]}, False),
+        ({"Name": "encoder_mha_proj", "LayerType": "gemm", "Inputs": TWO[:1]}, False),
     ],
 )
 def test_a_product_is_told_from_its_operands_or_its_kernel(row: dict[str, Any], integer: bool) -> None:

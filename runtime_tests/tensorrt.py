@@ -29,9 +29,6 @@ WITHOUT_PACKAGE = (
     "TensorRT is missing: neither tensorrt nor tensorrt_rtx can be imported; install one (docs/gpu.md), or time the "
     "same layers with: ofq-deploy bench MODEL --backend torch-cuda"
 )
-PRODUCTS = re.compile(r"gemm|correlation|conv|matmul|matrix_?multiply|runtime_fusion", re.IGNORECASE)
-FUSED_ATTENTION = re.compile(r"gemm_mha|fmha|_mha_", re.IGNORECASE)
-INT8_KERNEL = re.compile(r"i8i8|imma|i16832|int8|_s8(?:_|$)", re.IGNORECASE)
 DTYPES = {"int8": "Int8", "fp32": "Float", "float": "Float", "fp16": "Half", "half": "Half", "bf16": "BFloat16"}
 DTYPE = re.compile(r"\b(int8|fp32|float|fp16|half|bf16)\b", re.IGNORECASE)
 
@@ -149,16 +146,16 @@ class Products:
 
 
 def count_products(layers: tuple[Layer, ...]) -> Products:
-    """Count the products of an engine by what they multiply. A generated `runtime_fusion` dequantizes first."""
-    products = [layer for layer in layers if PRODUCTS.search(layer.kind) or _is_attention(layer)]
-    integer = [layer for layer in products if _is_integer(layer)]
-    floats = [layer for layer in products if not _is_integer(layer)]
+    """Count the products of an engine by what they multiply."""
+    products = [layer for layer in layers if layer.is_product]
+    integer = [layer for layer in products if layer.is_int8]
+    floats = [layer for layer in products if not layer.is_int8]
     small = sum(any(role in f"{name}." for role in SMALL_ROLES for name in layer.origin) for layer in floats)
     return Products(
         len(integer),
         len(floats) - small,
         small,
-        sum(map(_is_attention, products)),
+        sum(layer.is_attention for layer in products),
         dict(sorted(Counter(layer.tactic or "unnamed" for layer in integer).items())),
         dict(sorted(Counter(layer.kind for layer in layers).items())),
     )
@@ -179,17 +176,6 @@ def inspected_layers(information: str) -> tuple[Layer, ...]:
         for row in json.loads(information)["Layers"]
         if isinstance(row, dict)  # a bare name, where an engine was built with less detail
     )
-
-
-def _is_integer(layer: Layer) -> bool:
-    if layer.kind == "runtime_fusion":
-        return False
-    operands = (layer.inputs + layer.constants).count("Int8")
-    return operands >= (1 if _is_attention(layer) else 2) or bool(INT8_KERNEL.search(layer.tactic))
-
-
-def _is_attention(layer: Layer) -> bool:
-    return bool(FUSED_ATTENTION.search(f"{layer.kind} {layer.name} {layer.tactic}"))
 
 
 def _dtypes(tensors: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -168,6 +168,8 @@ ROUNDED = [
 CONVOLVE = node("Conv", "real weights", "y", strides=[4, 4])
 KERNEL = {"weight": codes(16, 3, 4, 4), "scale": floats(16), "zeros": zeros(16)}
 
+OTHER = [node("QuantizeLinear", "x number zero", "others"), node("DequantizeLinear", "others number zero", "other")]
+
 CASES: dict[str, Case] = {
     "clean": Case(CLEAN, [], "integer"),
     "as we export": Case(
@@ -379,6 +381,30 @@ CASES: dict[str, Case] = {
         "refused",
         {"mask": np.int32(7)},
     ),
+    "codes side by side": Case(between("Concat", "real real", axis=1), [], "integer"),
+    "codes of two steps side by side": Case(
+        [*OTHER, *between("Concat", "real other", axis=2)],
+        ["slow Q11 between"],
+        "float",
+        {"weight": codes(2 * WIDTH, OUT)},
+    ),
+    "codes beside constants": Case(
+        between("Concat", "real more", axis=1), ["slow Q12 y"], "float", {"more": floats(1, 3, WIDTH)}
+    ),
+    "largest codes": Case(
+        [
+            QUANTIZE,
+            REAL,
+            node("MaxPool", "real", "largest", kernel_shape=[2, 2]),
+            weights_by("weight scale zeros", axis=0)[2],
+            node("Conv", "largest weights", "y"),
+        ],
+        [],
+        "integer",
+        KERNEL,
+        PICTURE,
+    ),
+    "codes without their signs": Case(between("Abs", "real"), [], "integer"),
     "contrib operator": Case(behind("BiasGelu", "y bias", CONTRIB), ["hard Q19 last"], "refused"),
     "contrib operator that is known": Case(behind("Gelu", "y", CONTRIB), [], "integer"),
     "4-bit weights": Case(

@@ -56,11 +56,14 @@ def gpu(bench: Result) -> list[str]:
             products, compared = engine["products"], engine["against_onnxruntime"]
             counts = [str(products[key]) for key in ("integer", "float", "small", "fused_attention")]
             same = f"{compared['same_prediction']} of {compared['images']}"
-            engines.append([measured["what"], str(engine["batch"]), *counts, same])
+            built = engine["engine"]["settings"]
+            sizes = [f"{built[key] / 1e6:,.1f}" for key in ("plan_bytes", "device_memory_bytes")]
+            engines.append([measured["what"], str(engine["batch"]), *counts, same, f"{built['load_ms']:,.0f}", *sizes])
     head = ["", "launched", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"]
     lines.append(table(head, rows))
     if engines:
         head = ["engine", "batch", "integer products", "float products", "small ones", "attentions", "as ONNX Runtime"]
+        head += ["load, ms", "plan, MB", "scratch, MB"]
         lines.append(table(head, engines))
     lines += [paragraph(f"Fault: {fault}", "fault") for fault in bench["faults"]]
     device = bench["gpu"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,9 @@ class TensorRTRunner(Runner):
         optimization_level: int | None = None,
     ) -> None:
         (trt, self.gpu), self.batch = available(), batch
+        start = time.perf_counter()
         found = _engine(trt, model, self.gpu, batch, optimization_level)
+        load_ms = 1000 * (time.perf_counter() - start)
         self.layers = inspected_layers(_information(trt, found.engine))
         self._engine, self._context = found.engine, found.engine.create_execution_context()
         self.stream, self._buffers = stream or cuda.Stream(), self._allocate(trt)
@@ -70,7 +73,9 @@ class TensorRTRunner(Runner):
             "optimization_level": optimization_level,
             "engine_from_cache": found.from_cache,
             "timing_cache_warm": found.timings_warm,
+            "load_ms": round(load_ms, 3),
             "plan_bytes": found.plan_bytes,
+            "device_memory_bytes": found.engine.device_memory_size_v2,
         }
         runtime = f"{trt.__name__} {trt.__version__}"
         self._metadata = Metadata("tensorrt", runtime, self.gpu.name, settings, inputs, outputs)

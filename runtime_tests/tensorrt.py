@@ -15,7 +15,7 @@ from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt_build
 from ofq_deploy.runtime_tests.engine_cache import Ingredients
-from ofq_deploy.runtime_tests.executed import SMALL_ROLES
+from ofq_deploy.runtime_tests.executed import is_small_role
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.tensorrt_build import ORIGIN, Layer
 
@@ -65,6 +65,8 @@ class TensorRTRunner(Runner):
         load_ms = 1000 * (time.perf_counter() - start)
         self.layers = inspected_layers(_information(trt, found.engine))
         self._engine, self._context = found.engine, found.engine.create_execution_context()
+        if self._context is None:  # of too little memory, mostly
+            raise OnnxFileError(f"TensorRT cannot prepare the engine for batch {batch}: {_last_error()}")
         self.stream, self._buffers = stream or cuda.Stream(), self._allocate(trt)
         inputs = tuple(name for name, buffers in self._buffers.items() if len(buffers) == cuda.SLOTS)
         outputs = tuple(name for name in self._buffers if name not in inputs)
@@ -155,7 +157,7 @@ def count_products(layers: tuple[Layer, ...]) -> Products:
     products = [layer for layer in layers if layer.is_product]
     integer = [layer for layer in products if layer.is_int8]
     floats = [layer for layer in products if not layer.is_int8]
-    small = sum(any(role in f"{name}." for role in SMALL_ROLES for name in layer.origin) for layer in floats)
+    small = sum(is_small_role(layer.origin) for layer in floats)
     return Products(
         len(integer),
         len(floats) - small,

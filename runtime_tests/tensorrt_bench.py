@@ -46,7 +46,7 @@ def bench_tensorrt(
     result: dict[str, Any] = {"backend": "tensorrt", "protocol": asdict(protocol), "rounds": [], "faults": []}
     result |= {role: {"what": ROLES[role], "batches": []} for role in graphs}
     for batch in batches:
-        with ExitStack() as stack:
+        with cuda.enough_memory(batch), ExitStack() as stack:
             first = stack.enter_context(TensorRTRunner(graphs["model"], batch))
             runners = {"model": first}
             for role in list(graphs)[1:]:

@@ -109,10 +109,11 @@ def bench_torch_cuda(
     multiply = {INT_MM: product, **_triton(lane.device)}
     with torch.no_grad():
         for batch in batches:
-            for shape in block_products(frozen):
-                row = _time_product(shape, batch, multiply, lane.device, run)
-                result["products"].append({"batch": batch, **asdict(shape), **row})
-            result["blocks"].append({"batch": batch, **_time_block(frozen, batch, multiply, lane.device, run)})
+            with cuda.enough_memory(batch):
+                for shape in block_products(frozen):
+                    row = _time_product(shape, batch, multiply, lane.device, run)
+                    result["products"].append({"batch": batch, **asdict(shape), **row})
+                result["blocks"].append({"batch": batch, **_time_block(frozen, batch, multiply, lane.device, run)})
     for row in (*result["products"], *result["blocks"]):
         where = f"{row.get('name', 'a block')} at batch {row['batch']}"
         result["faults"] += [f"{form} of {where} {why}" for form, why in row["wrong"].items()]

@@ -221,6 +221,13 @@ def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Pat
     json.dumps(result)
 
 
+def test_an_engine_without_room_to_run_is_told(trt: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
+
+    with pytest.raises(OnnxFileError, match="TensorRT cannot prepare the engine for batch 64: it did not say why"):
+        TensorRTRunner(model, 64)
+
+
 def test_an_engine_that_overflows_is_a_fault(
     trt: FakeTensorRT, model: Path, float_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,9 +1,8 @@
 """The one list of operations of a quantized vision transformer, as an ONNX graph for any target.
 
 Values that carry activation codes are named `<quantizer>.codes`, the residual stream `embedding`,
-`<block>.middle` and `<block>.output`: the proof finds them by these names. The batch axis is symbolic. Operands
-follow the integer kernels: the left one is uint8 (signed codes with zero point 2**(bits - 1)), the right one
-int8.
+`<block>.middle` and `<block>.output`: the proof finds them by these names. The batch axis is symbolic. In which
+type codes travel, and what the left operand of a product is offset by, is the target's affair (targets.py).
 """
 
 import json
@@ -190,7 +189,7 @@ class _Network:
         return self.b.op("Add", [scores, row], f"{attn}.scores.shifted")
 
     def key_shift(self, attn: str, keys: ir.Value, shift: Floats, quantizer: Quantizer) -> ir.Value:
-        """shift: float32 [1, heads or 1, 1, width]; keys: int8 [batch, heads, width, tokens]"""
+        """shift: float32 [1, heads or 1, 1, width]; keys: codes [batch, heads, width, tokens]"""
         b, name = self.b, f"{attn}.scores.key_shift"
         real = self.target.to_float(b, f"{name}.codes", keys, 0)
         row = b.op("MatMul", [b.float(name, shift), real], f"{name}.row")
@@ -213,7 +212,7 @@ class _Network:
         return b.reshape(row, [0, a.heads, 1, a.tokens], f"{name}.heads")
 
     def context(self, attn: str, p: ir.Value, v: ir.Value, rows: int) -> ir.Value:
-        """uint8 [batch, rows, dim], the codes that the projection reads."""
+        """[batch, rows, dim], the codes that the projection reads."""
         b, a, name = self.b, self.a, f"{attn}.context"
         heads = (1, a.heads, 1, a.head_dim)
         v = b.transpose(

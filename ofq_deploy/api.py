@@ -3,7 +3,6 @@
 Sub-packages are imported inside the functions: whoever only exports never loads torch.
 """
 
-import shlex
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -512,7 +511,6 @@ def _bench_gpu(
     baseline: Path | None,
     report: Reporter,
 ) -> dict[str, Any]:
-    from ofq_deploy.environment import environment
     from ofq_deploy.runtime_tests.bench import image_shape
     from ofq_deploy.runtime_tests.rounds import Protocol
 
@@ -545,9 +543,8 @@ def _bench_gpu(
                 write_checked(_build(run, "fp32", None), baseline)
             shape = image_shape(path, "model", batches)
             result = bench_tensorrt(path, baseline, batches, shape, report, protocol)
-    sizes = [part for batch in batches for part in ("--batch", str(batch))]
-    command = ["ofq-deploy", "bench", str(path), "--backend", backend, *sizes, "--seconds", f"{seconds:g}"]
-    return {"schema": "ofq-deploy/bench/1", "command": shlex.join(command), **result, "environment": environment()}
+    result["model"] |= {"path": str(path), "sha256": sha256(path), "file_bytes": path.stat().st_size}
+    return {"schema": "ofq-deploy/bench-gpu/1", **result}
 
 
 def _fill_run(

@@ -9,7 +9,7 @@ from typing import Any
 from ofq_deploy.errors import OutputError
 from ofq_deploy.files import sha256, write_text
 from ofq_deploy.images import Preprocessing
-from ofq_deploy.results import Result
+from ofq_deploy.results import Result, command_of
 
 MARKER = "<!-- model card, written by ofq-deploy: a new export or report replaces it -->"
 USAGE = """\
@@ -134,7 +134,8 @@ def _training(manifest: dict[str, Any]) -> str:
 def _measured(result: Result) -> str:
     if "verdict" not in result:
         return ""
-    kind = "Proof and accuracy" if "passed" in result else f"Latency in {result['backend']}"
+    measured = command_of(result) in ("bench", "bench-gpu")
+    kind = f"Latency in {result['backend']}" if measured else "Proof and accuracy"
     environment = result["environment"]
     lines = [f"## {kind}\n\n{result['verdict']}"]
     if "accuracy" in result and "top1" in result["accuracy"]:
@@ -145,13 +146,14 @@ def _measured(result: Result) -> str:
         )
     lines += [
         f"Batch {row['batch']}: median {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}."
-        for row in (result["model"]["latency_ms"] if "passed" not in result else [])
+        for row in (result["model"]["latency_ms"] if measured else [])
     ]
     packages = environment["packages"]
     runtime = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino") if name in packages)
-    return "\n".join(
-        [*lines, f"On {environment['cpu']}, {environment['cores']} cores; {runtime}. `{result['command']}`"]
+    where = (
+        result["gpu"]["name"] if "gpu" in result else f"{environment['cpu']}, {environment['cores']} cores; {runtime}"
     )
+    return "\n".join([*lines, f"On {where}. `{result['command']}`"])
 
 
 def _limits(target: str) -> str:

@@ -497,6 +497,8 @@ def check(
 
     TensorRT-RTX builds without a GPU. The engine is thrown away: it belongs to a version and to kinds of GPU.
 
+    A model that quantizes no product at all fails, too.
+
     Example: ofq-deploy check model.tensorrt.onnx --target tensorrt
     """
     from ofq_deploy import api

@@ -13,7 +13,7 @@ from ofq_deploy.results import Result, command_of, model_of
 from ofq_deploy.sections import percent
 from ofq_deploy.speed_sections import FLOAT, first_row, plain, role_name
 
-SHOWN = ("validate", "parity", "bench", "inspect")
+SHOWN = ("validate", "parity", "bench", "bench-gpu", "inspect")
 
 
 @dataclass(slots=True)
@@ -23,6 +23,7 @@ class _Model:
     validate: list[Result] = field(default_factory=list)
     parity: list[Result] = field(default_factory=list)
     bench: list[Result] = field(default_factory=list)
+    bench_gpu: list[Result] = field(default_factory=list)
     inspect: list[Result] = field(default_factory=list)
 
 
@@ -35,12 +36,13 @@ def render(title: str, results: Sequence[Result], note: str = "") -> str:
     models: dict[str, _Model] = defaultdict(_Model)
     for result in results:
         if command_of(result) in SHOWN:
-            getattr(models[model_of(result) or str(result.get("run"))], command_of(result)).append(result)
+            model = models[model_of(result) or str(result.get("run"))]
+            getattr(model, command_of(result).replace("-", "_")).append(result)
     many = len(models) > 1
     verdicts = [
         _verdict(result, f"{name}: " if many else "")
         for name, model in models.items()
-        for result in (*model.validate, *model.parity, *model.bench)
+        for result in (*model.validate, *model.parity, *model.bench, *model.bench_gpu)
     ]
     body = [
         *verdicts,
@@ -56,7 +58,9 @@ def render(title: str, results: Sequence[Result], note: str = "") -> str:
 
 
 def _verdict(result: Result, about: str) -> str:
-    state = "" if "passed" not in result else "good" if result["passed"] else "bad"
+    """A passed bench is no proof: it only tells."""
+    judged = "passed" in result and not (command_of(result) == "bench-gpu" and result["passed"])
+    state = "" if not judged else "good" if result["passed"] else "bad"
     word, colon, rest = str(result["verdict"]).partition(": ") if state else ("", "", str(result["verdict"]))
     return verdict(state, f"{word}{colon}{about}{rest}")
 
@@ -111,6 +115,8 @@ def _sections(name: str, model: _Model) -> str:
             section(f"Arithmetic {runtime}", *speed_sections.arithmetic(bench)),
             section(f"Where the time goes {runtime}", *speed_sections.profile(bench)),
         ]
+    for bench in model.bench_gpu:
+        parts.append(section(f"Speed in {bench['backend']} on a GPU", *speed_sections.gpu(bench)))
     for contents in model.inspect:
         parts += [
             section("Size", *sections.size(contents)),

@@ -90,12 +90,13 @@ def _current(found: dict[Path, Result], folder: Path, say: Reporter) -> list[Res
     results = []
     for file, result in found.items():
         model = folder / Path(model_of(result)).name
-        entry = result["model"] if command_of(result) == "bench" else result
-        digest = entry.get("sha256" if command_of(result) == "bench" else "model_sha256")
+        measured = command_of(result) in ("bench", "bench-gpu")
+        entry = result["model"] if measured else result
+        digest = entry.get("sha256" if measured else "model_sha256")
         if model.is_file() and digest is not None:
             if digest != sha256(model):
                 say.say(f"{file} is about another {model.name} than the one beside it and is left out; make it again")
                 continue
-            entry["path" if command_of(result) == "bench" else "model"] = str(model)
+            entry["path" if measured else "model"] = str(model)
         results.append(result)
     return results

@@ -1,7 +1,7 @@
 """Results as JSON objects: what each of them carries, where they are kept, how they are found again.
 
-Every result names its schema (`ofq-deploy/<command>/1`, see ofq_deploy/schemas), the environment that it was made in and
-the command line that makes it again.
+Every result names its schema (`ofq-deploy/<command>/1`, see ofq_deploy/schemas; `bench` has another one on GPUs), the
+environment that it was made in and the command line that makes it again.
 """
 
 import inspect
@@ -26,8 +26,10 @@ LISTS = ("affinity",)  # those that take all values at once, as 0,1
 
 
 def stamped(command: str, line: str, result: Result) -> Result:
-    """A result with its schema, its environment and the command line that makes it again."""
-    stamp = {"schema": f"ofq-deploy/{command}/1", "command": line}
+    """A result with its schema, the command's unless it names one, its environment and the command line that makes it
+    again.
+    """
+    stamp = {"schema": result.get("schema", f"ofq-deploy/{command}/1"), "command": line}
     return stamp | {"environment": environment()} | result | stamp
 
 
@@ -66,7 +68,7 @@ def command_line(command: str, given: dict[str, Any]) -> str:
 
 
 def command_of(result: Result) -> str:
-    """The command that made a result."""
+    """The command that made a result, or `bench-gpu`."""
     return str(result["schema"]).split("/")[1]
 
 
@@ -96,12 +98,12 @@ def keep(result: Result, root: Path = Path()) -> None:
     root: where the model's path begins, if it is a relative one
     """
     command = command_of(result)
-    if command not in ("validate", "bench"):
+    if command not in ("validate", "bench", "bench-gpu"):
         return
     model = root / model_of(result)
     if not is_run(model.parent):
         return
-    ending = f"bench.{result['backend']}" if command == "bench" else command
+    ending = command if command == "validate" else f"bench.{result['backend']}"
     with suppress(OutputError):  # the result itself is printed all the same
         write_text(model.with_name(f"{model.stem}.{ending}.json"), to_json(result), force=True)
 

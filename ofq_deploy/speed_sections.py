@@ -7,6 +7,7 @@ from ofq_deploy.pages import paragraph, table
 from ofq_deploy.results import Result
 
 FLOAT = "float model"
+GPU_ROLES = ("model", "baseline", "float32")
 ROLES = 12  # of a profile
 
 
@@ -37,6 +38,37 @@ def speed(bench: Result) -> list[str]:
         rows.append([name, *costs, *products])
     head = ["", "file, bytes", "load, ms", "memory, MB", "integer products", "float products", "small ones"]
     return [*lines, table(head, rows), paragraph(_conditions(bench), "quiet")]
+
+
+def gpu(bench: Result) -> list[str]:
+    """What `bench` measured on a GPU: ratios, every latency, what the engines hold."""
+    lines, rows, engines = _ratios(bench), [], []
+    for role in GPU_ROLES:
+        measured = bench.get(role, {})
+        for suffix, launches in (("", "CUDA graph"), ("_without_graph", "one by one")):
+            ratios = {row["batch"]: f"{row['ratio_of_medians']:.2f}" for row in bench.get(f"speedup{suffix}", [])}
+            for row in measured.get(f"latency_ms{suffix}", []):
+                numbers = [f"{row[key]:.3f}" for key in ("p50", "p90", "p99")]
+                ratio = ratios.get(row["batch"], "-") if role == "model" else "-"
+                named = [row.get("form", measured["what"]), launches, str(row["batch"])]
+                rows.append([*named, *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", ratio])
+        for engine in measured.get("batches", []):
+            products, compared = engine["products"], engine["against_onnxruntime"]
+            counts = [str(products[key]) for key in ("integer", "float", "small", "fused_attention")]
+            same = f"{compared['same_prediction']} of {compared['images']}"
+            built = engine["engine"]["settings"]
+            sizes = [f"{built[key] / 1e6:,.1f}" for key in ("plan_bytes", "device_memory_bytes")]
+            engines.append([measured["what"], str(engine["batch"]), *counts, same, f"{built['load_ms']:,.0f}", *sizes])
+    head = ["", "launched", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"]
+    lines.append(table(head, rows))
+    if engines:
+        head = ["engine", "batch", "integer products", "float products", "small ones", "attentions", "as ONNX Runtime"]
+        head += ["load, ms", "plan, MB", "scratch, MB"]
+        lines.append(table(head, engines))
+    lines += [paragraph(f"Fault: {fault}", "fault") for fault in bench["faults"]]
+    device = bench["gpu"]
+    where = f"{device['name']}, compute capability {device['capability']}, driver {device['driver'] or 'unknown'}"
+    return [*lines, paragraph(f"Measured on {where}.", "quiet")]
 
 
 def _ratios(bench: Result) -> list[str]:

@@ -220,11 +220,14 @@ def _conditions_line(result: dict[str, Any]) -> str:
 def gpu_bench_text(result: dict[str, Any]) -> str:
     """What `bench` measured on a GPU, a line each."""
     gpu = result["gpu"]
-    lines = [f"{gpu['name']}, compute capability {gpu['capability']}, driver {gpu['driver'] or 'unknown'}"]
+    lines = [
+        f"{result['model']['path']} on {gpu['name']}, compute capability {gpu['capability']}, "
+        f"driver {gpu['driver'] or 'unknown'}"
+    ]
     for role in ("model", "baseline", "float32"):
         if role not in result:
             continue
-        lines.append(f"{role} {result[role]['path']}")
+        lines.append(f"{role}: {result[role]['what']}")
         for key, what in (("latency_ms", "CUDA graph"), ("latency_ms_without_graph", "plain launches")):
             lines += [
                 f"  batch {row['batch']}, {row.get('form', what)}: p50 {row['p50']:.3f} ms, p10 {row['p10']:.3f}, "

@@ -2,13 +2,15 @@
 
 import re
 import subprocess
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.errors import BackendMissing
+from ofq_deploy.errors import BackendMissing, UnsupportedByTarget
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +42,28 @@ def gpu(otherwise: str) -> Gpu:
 
     if torch.version.cuda is None:
         raise BackendMissing(f"this build of torch has no CUDA, and GPU buffers come from torch; {otherwise}")
-    if not torch.cuda.is_available():
-        raise BackendMissing(f"no NVIDIA GPU is visible; {otherwise}")
+    with warnings.catch_warnings(record=True) as caught:  # in which torch says why, as that the driver is too old
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        reason = f" ({' '.join(str(caught[0].message).split())})" if caught else ""
+        raise BackendMissing(f"no NVIDIA GPU is visible{reason}; {otherwise}")
     found = torch.cuda.get_device_properties(0)
     uuid = f"GPU-{getattr(found, 'uuid', '')}"
     return Gpu(found.name, f"{found.major}.{found.minor}", _driver(uuid), uuid)
+
+
+@contextmanager
+def enough_memory(batch: int) -> Iterator[None]:
+    """Raise UnsupportedByTarget where torch runs out of the GPU's memory."""
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UnsupportedByTarget(
+            f"batch {batch} does not fit into the GPU's memory; pass a smaller --batch"
+        ) from error
 
 
 def sm_clock(device: Gpu) -> int | None:

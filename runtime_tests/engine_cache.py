@@ -1,15 +1,19 @@
 """Engines kept on disk, since building one takes minutes and it fits one GPU, driver and version only.
 
-An engine is code: the folder is readable by its owner alone, and a plan that is not what was written is built again.
+An engine is code: nothing is read from a folder that others can write to, and a plan that is not what was written is
+built again. A cache that cannot be written keeps nothing.
 """
 
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+import platform
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ofq_deploy.errors import OutputError
 from ofq_deploy.files import replacing
 
 
@@ -30,6 +34,7 @@ class Ingredients:
     driver: str
     profile: tuple[int, int, int]
     optimization_level: int | None
+    machine: str = field(default_factory=lambda: f"{platform.system()} {platform.machine()}")
 
     @property
     def key(self) -> str:
@@ -48,6 +53,8 @@ def folder() -> Path:
 def load(ingredients: Ingredients) -> bytes | None:
     """The plan that was stored for these ingredients, if it is whole."""
     plan, note = _files(ingredients)
+    if not _is_own():
+        return None
     try:
         content, written = plan.read_bytes(), json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -67,7 +74,7 @@ def store(ingredients: Ingredients, plan: bytes) -> None:
 def load_timings(ingredients: Ingredients) -> bytes | None:
     """What earlier builds of the same version measured on the same GPU."""
     try:
-        return _timings(ingredients).read_bytes()
+        return _timings(ingredients).read_bytes() if _is_own() else None
     except OSError:
         return None
 
@@ -86,7 +93,17 @@ def _timings(ingredients: Ingredients) -> Path:
     return folder() / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}.timings"
 
 
+def _is_own() -> bool:
+    """Whether nobody but this user can have written what lies in the folder."""
+    try:
+        found = folder().stat()
+    except OSError:
+        return False
+    return os.name != "posix" or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
+
+
 def _write(path: Path, content: bytes) -> None:
-    folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    with replacing(path, force=True) as temporary:
-        temporary.write_bytes(content)
+    with suppress(OSError, OutputError):  # the engine runs all the same
+        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        with replacing(path, force=True) as temporary:
+            temporary.write_bytes(content)

@@ -1,6 +1,7 @@
 """What the runtime executes after its optimizer: products in integers, products in float, leftovers."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,4 +62,9 @@ def operands(node: "onnx.NodeProto") -> tuple[str, str]:
 
 def has_small_role(node: "onnx.NodeProto") -> bool:
     """One of the small products, or what feeds it."""
-    return any(role in name for name in node.output for role in SMALL_ROLES)
+    return is_small_role(node.output)
+
+
+def is_small_role(names: Iterable[str]) -> bool:
+    """Whether one of the names, of values or nodes, belongs to a small product."""
+    return any(role in f"{name}." for name in names for role in SMALL_ROLES)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
-from ofq_deploy.runtime_tests.executed import SMALL_ROLES, Executed
+from ofq_deploy.runtime_tests.executed import Executed, is_small_role
 from ofq_deploy.runtime_tests.model_file import read_model, static_values
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def executed_operators(path: Path) -> Executed:
 
 def is_small(node: Node) -> bool:
     """One of the small products that shifts need."""
-    return node.kind in PRODUCTS and any(role in f"{name}." for name in node.origin for role in SMALL_ROLES)
+    return node.kind in PRODUCTS and is_small_role(node.origin)
 
 
 def _batched_products(model: "onnx.ModelProto") -> set[str]:

@@ -104,7 +104,7 @@ def latency(batch: int, rounds: list[list[float]], protocol: Protocol) -> Latenc
 def ratio(batch: int, baseline: list[list[float]], model: list[list[float]]) -> dict[str, Any]:
     """The speed of the model over that of the baseline that was timed in the same rounds, as `bench` tells it."""
     theirs, ours = (np.median(rounds, axis=1) for rounds in (baseline, model))
-    return {"batch": batch, **asdict(speedup(theirs, ours)), "cpu_time": None}
+    return {"batch": batch, **asdict(speedup(theirs, ours))}
 
 
 def wall_timer(call: Call, samples: int, calls: int) -> list[float]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt_build
 from ofq_deploy.runtime_tests.engine_cache import Ingredients
-from ofq_deploy.runtime_tests.executed import SMALL_ROLES
+from ofq_deploy.runtime_tests.executed import is_small_role
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.tensorrt_build import ORIGIN, Layer
 
@@ -29,9 +30,6 @@ WITHOUT_PACKAGE = (
     "TensorRT is missing: neither tensorrt nor tensorrt_rtx can be imported; install one (docs/gpu.md), or time the "
     "same layers with: ofq-deploy bench MODEL --backend torch-cuda"
 )
-PRODUCTS = re.compile(r"gemm|correlation|conv|matmul|matrix_?multiply|runtime_fusion", re.IGNORECASE)
-FUSED_ATTENTION = re.compile(r"gemm_mha|fmha|_mha_", re.IGNORECASE)
-INT8_KERNEL = re.compile(r"i8i8|imma|i16832|int8|_s8(?:_|$)", re.IGNORECASE)
 DTYPES = {"int8": "Int8", "fp32": "Float", "float": "Float", "fp16": "Half", "half": "Half", "bf16": "BFloat16"}
 DTYPE = re.compile(r"\b(int8|fp32|float|fp16|half|bf16)\b", re.IGNORECASE)
 
@@ -62,9 +60,13 @@ class TensorRTRunner(Runner):
         optimization_level: int | None = None,
     ) -> None:
         (trt, self.gpu), self.batch = available(), batch
+        start = time.perf_counter()
         found = _engine(trt, model, self.gpu, batch, optimization_level)
+        load_ms = 1000 * (time.perf_counter() - start)
         self.layers = inspected_layers(_information(trt, found.engine))
         self._engine, self._context = found.engine, found.engine.create_execution_context()
+        if self._context is None:  # of too little memory, mostly
+            raise OnnxFileError(f"TensorRT cannot prepare the engine for batch {batch}: {_last_error()}")
         self.stream, self._buffers = stream or cuda.Stream(), self._allocate(trt)
         inputs = tuple(name for name, buffers in self._buffers.items() if len(buffers) == cuda.SLOTS)
         outputs = tuple(name for name in self._buffers if name not in inputs)
@@ -73,7 +75,9 @@ class TensorRTRunner(Runner):
             "optimization_level": optimization_level,
             "engine_from_cache": found.from_cache,
             "timing_cache_warm": found.timings_warm,
+            "load_ms": round(load_ms, 3),
             "plan_bytes": found.plan_bytes,
+            "device_memory_bytes": found.engine.device_memory_size_v2,
         }
         runtime = f"{trt.__name__} {trt.__version__}"
         self._metadata = Metadata("tensorrt", runtime, self.gpu.name, settings, inputs, outputs)
@@ -149,16 +153,16 @@ class Products:
 
 
 def count_products(layers: tuple[Layer, ...]) -> Products:
-    """Count the products of an engine by what they multiply. A generated `runtime_fusion` dequantizes first."""
-    products = [layer for layer in layers if PRODUCTS.search(layer.kind) or _is_attention(layer)]
-    integer = [layer for layer in products if _is_integer(layer)]
-    floats = [layer for layer in products if not _is_integer(layer)]
-    small = sum(any(role in f"{name}." for role in SMALL_ROLES for name in layer.origin) for layer in floats)
+    """Count the products of an engine by what they multiply."""
+    products = [layer for layer in layers if layer.is_product]
+    integer = [layer for layer in products if layer.is_int8]
+    floats = [layer for layer in products if not layer.is_int8]
+    small = sum(is_small_role(layer.origin) for layer in floats)
     return Products(
         len(integer),
         len(floats) - small,
         small,
-        sum(map(_is_attention, products)),
+        sum(layer.is_attention for layer in products),
         dict(sorted(Counter(layer.tactic or "unnamed" for layer in integer).items())),
         dict(sorted(Counter(layer.kind for layer in layers).items())),
     )
@@ -179,17 +183,6 @@ def inspected_layers(information: str) -> tuple[Layer, ...]:
         for row in json.loads(information)["Layers"]
         if isinstance(row, dict)  # a bare name, where an engine was built with less detail
     )
-
-
-def _is_integer(layer: Layer) -> bool:
-    if layer.kind == "runtime_fusion":
-        return False
-    operands = (layer.inputs + layer.constants).count("Int8")
-    return operands >= (1 if _is_attention(layer) else 2) or bool(INT8_KERNEL.search(layer.tactic))
-
-
-def _is_attention(layer: Layer) -> bool:
-    return bool(FUSED_ATTENTION.search(f"{layer.kind} {layer.name} {layer.tactic}"))
 
 
 def _dtypes(tensors: list[dict[str, Any]]) -> tuple[str, ...]:

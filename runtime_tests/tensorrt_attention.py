@@ -28,6 +28,7 @@ PASSED = TRANSPARENT | PAIR | {"Add", "Cast", "Clip", "Div", "Max", "Min", "Mul"
 class Attention:
     """Two MatMul around a Softmax.
 
+    width:     of a head, length: of the sequence; 0 or -1 where they are not known
     quantized: how many of queries, keys, probabilities and values are
     weighing:  what stands between Softmax and the second MatMul, but pairs, layout and constant factors
     closing:   the same between the second MatMul and the first node that is none of these
@@ -51,6 +52,10 @@ class Attention:
     @property
     def fits(self) -> bool:
         return self.width in WIDTHS and 0 < self.length <= LONGEST
+
+    @property
+    def is_too_large(self) -> bool:
+        return (self.width > 0 and self.width not in WIDTHS) or self.length > LONGEST
 
 
 def attentions(model: Model) -> Iterator[Attention]:
@@ -90,7 +95,7 @@ def unfused(model: Model) -> Iterator[Finding]:
         elif quantized and not found.closing and not found.is_closed and not found.weighing:
             cause = "all but the output of this attention is quantized: it falls apart"
             yield model.finding("A2", found.values_product, cause, "put a pair with one step behind it")
-        elif found.quantized == 4 and found.is_closed and not found.closing and not found.fits:
+        elif found.quantized == 4 and found.is_closed and not found.closing and found.is_too_large:
             cause = f"heads of {found.width} and {found.length} tokens: it falls apart"
             yield model.finding("A3", found.softmax, cause, "the kernel takes heads of 16, 32 or 64, up to 512 tokens")
         elif quantized and found.is_closed and not found.weighing and found.closing:

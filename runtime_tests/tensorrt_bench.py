@@ -44,15 +44,13 @@ def bench_tensorrt(
     if float_model is not None:
         graphs |= {"baseline": float16(read_model(float_model)), "float32": read_model(float_model)}
     result: dict[str, Any] = {"backend": "tensorrt", "protocol": asdict(protocol), "rounds": [], "faults": []}
-    result |= {role: {"path": ROLES[role], "batches": []} for role in graphs}
-    result["model"] |= {"path": str(model), "file_bytes": model.stat().st_size}
+    result |= {role: {"what": ROLES[role], "batches": []} for role in graphs}
     for batch in batches:
-        with ExitStack() as stack:
+        with cuda.enough_memory(batch), ExitStack() as stack:
             first = stack.enter_context(TensorRTRunner(graphs["model"], batch))
-            others = {
-                role: TensorRTRunner(graph, batch, first.stream) for role, graph in graphs.items() if role != "model"
-            }
-            runners = {"model": first} | {role: stack.enter_context(runner) for role, runner in others.items()}
+            runners = {"model": first}
+            for role in list(graphs)[1:]:
+                runners[role] = stack.enter_context(TensorRTRunner(graphs[role], batch, first.stream))
             images = np.random.default_rng(batch).standard_normal((batch, *shape), dtype=np.float32)
             result["gpu"] = asdict(first.gpu)
             for role, runner in runners.items():
@@ -62,14 +60,15 @@ def bench_tensorrt(
     counts = result["model"]["batches"][0]["products"]
     if not all(row["products"]["integer"] for row in result["model"]["batches"]):
         result["faults"].append(
-            "no product of the engine runs in integers; see: ofq-deploy check MODEL --target tensorrt"
+            "no product of the engine runs in integers (ofq-deploy check MODEL --target tensorrt names them)"
         )
     for role in graphs:
         rows = result[role]["batches"]
         if any(row["against_onnxruntime"]["worst_logit_difference"] is None for row in rows):
             result["faults"].append(f"the engine of {ROLES[role]} gives logits that are not finite")
     result["passed"] = not result["faults"]
-    result["verdict"] = _verdict(counts, result.get("speedup", []))
+    failed = f"Failed: {result['faults'][0]}; " if result["faults"] else ""
+    result["verdict"] = failed + _verdict(counts, result.get("speedup", []))
     return result
 
 

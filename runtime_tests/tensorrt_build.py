@@ -22,6 +22,10 @@ LAYER = re.compile(
 )
 DTYPE = re.compile(r"Datatype: (\w+)")
 ORIGIN = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")
+PRODUCT = re.compile(r"gemm|correlation|conv|matmul|matrix_?multiply|runtime_fusion", re.IGNORECASE)
+FUSED_ATTENTION = re.compile(r"gemm_mha|fmha|_mha_", re.IGNORECASE)
+INT8_KERNEL = re.compile(r"i8i8|imma|i16832|int8|_s8(?:_|$)", re.IGNORECASE)
+GENERATED = "runtime_fusion"  # a float product, whatever its operands are stored as
 UINT8_WARNING = "with UINT8 zero_point only on DLA"  # it goes on with int8, and other numbers
 
 
@@ -42,6 +46,27 @@ class Layer:
     outputs: tuple[str, ...]
     origin: tuple[str, ...]
     tactic: str
+
+    @property
+    def is_attention(self) -> bool:
+        """Both products and the softmax between them, in one kernel."""
+        return not PRODUCT.search(self.kind) and bool(FUSED_ATTENTION.search(f"{self.kind} {self.name} {self.tactic}"))
+
+    @property
+    def is_product(self) -> bool:
+        return bool(PRODUCT.search(self.kind)) or self.is_attention
+
+    @property
+    def is_int8(self) -> bool:
+        """Of a product: it multiplies int8 by int8, as its operands tell or the name of its kernel."""
+        operands = (self.inputs + self.constants).count("Int8")
+        enough = operands >= (1 if self.is_attention else 2) or bool(INT8_KERNEL.search(self.tactic))
+        return enough and self.kind != GENERATED
+
+    @property
+    def dequantizes(self) -> bool:
+        """Of a product: it multiplies floats that it makes of int8."""
+        return self.kind == GENERATED and "Int8" in self.inputs + self.constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +203,8 @@ def _add_profile(where: str, builder: Any, network: Any, config: Any, batches: t
 
 def _refusal(parser: Any) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3])
+    texts = (f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3])
+    return " ".join("; ".join(texts).split())
 
 
 def _refuse_uint8(where: str, records: list[tuple[str, str]]) -> None:

@@ -1,7 +1,7 @@
 """Which products TensorRT computes in float, and which pairs around one it does not take.
 
-A product is one of integers when both operands come from DequantizeLinear with nothing in between but layout changes
-and multiplications by a constant number. Measured: docs/lint-tensorrt.md.
+A product is one of integers when both operands come from DequantizeLinear with nothing in between but layout changes,
+multiplications by a constant number, and what maps codes to codes. Measured: docs/lint-tensorrt.md.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PRODUCTS = ("MatMul", "Gemm", "Conv", "Einsum")
 # No pair of operands makes these one of integers.
 FLOAT_ONLY = {"Attention", "ConvTranspose", "GroupQueryAttention", "GRU", "LSTM", "MultiHeadAttention", "RNN"}
-KEEPS_AXES = {"Dropout", "Expand", "Identity", "Neg", "Slice", "Split", "Tile"}
+KEEPS_AXES = {"Abs", "Dropout", "Expand", "Identity", "MaxPool", "Neg", "Slice", "Split", "Tile"}
 TRANSPARENT = KEEPS_AXES | LAYOUT | {"Flatten", "Gather"}
 ELEMENTWISE = {"Add", "Cast", "Clip", "Div", "Max", "Min", "Mul", "Pad", "Relu", "Sub"}
 LARGEST_HALF = 65504
@@ -59,8 +59,8 @@ def trace(model: Model, name: str, axis: int | None = None) -> Operand:
     if node.op_type in ("Round", "Floor"):
         return Operand(rounded=node)
     if node.op_type == "Concat":
-        parts = [trace(model, part, axis) for part in node.input if part not in graph.constants]
-        return parts[0] if parts and all(part.codes for part in parts) else Operand()
+        parts = [trace(model, part, axis) for part in node.input]
+        return _joined(model, node, parts) if all(part.codes for part in parts) else Operand()
     if node.op_type in TRANSPARENT:
         return trace(model, operand(node, 0), _axis_before(node, axis))
     sources = [part for part in node.input if part and part not in graph.constants]
@@ -163,6 +163,9 @@ def code_types(model: Model) -> Iterator[Finding]:
             if block and shape and block < shape[integer(codes, "axis", 1) % len(shape)]:
                 cause = "a scale per block of weights beside quantized activations crashes the compiler"
                 yield model.finding("Q20", codes, cause, "give weights one scale per output channel", "hard")
+            elif kind == INT4 and (node.op_type == "Conv" or size(model, operand(codes, 1)) == 1):
+                cause = "4-bit weights of Conv, or with a single scale, beside int8 activations crash the compiler"
+                yield model.finding("Q20", codes, cause, "store them as int8 in the file for TensorRT", "hard")
             elif kind == INT4:
                 cause = "4-bit weights beside int8 activations are widened again for every image"
                 yield model.finding("Q20", codes, cause, "store them as int8 in the file for TensorRT")
@@ -197,6 +200,16 @@ def half_sums(model: Model) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (float_product, scale_axes, code_types, rounded_before_bias, half_sums)
+
+
+def _joined(model: Model, node: "Node", parts: list[Operand]) -> Operand:
+    """Codes side by side stay codes where they have one scale. (Another one along an axis that is not summed over is
+    taken, too, but only at a fixed batch size.)
+    """
+    between = next((part.between for part in parts if part.between), None)
+    steps = [model.file.array(operand(part.codes, 1)) for part in parts if part.codes]
+    values = {None if step is None else step.tobytes() for step in steps}
+    return replace(parts[0], between=between or (None if len(values) == 1 and None not in values else node))
 
 
 def _axis_before(node: "Node", axis: int | None) -> int | None:

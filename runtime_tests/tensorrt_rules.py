@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
+from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.findings import Finding, Graph, Model, Rule
 
 if TYPE_CHECKING:
@@ -147,7 +148,12 @@ def narrow_codes(model: Model) -> Iterator[Finding]:
 def clamps(model: Model) -> Iterator[Finding]:
     """Only a model of our own says how many bits its codes have; its 8-bit layers lie outside the blocks."""
     properties = {entry.key: entry.value for entry in model.proto.metadata_props}
-    bits = json.loads(properties.get("ofq_deploy.quantization", "{}")).get("act_bits", 8)
+    text = properties.get("ofq_deploy.quantization", "{}")
+    try:
+        bits = int(json.loads(text).get("act_bits", 8))
+    except (ValueError, AttributeError) as error:
+        where = f"{model.path} has no readable ofq_deploy.quantization"
+        raise OnnxFileError(f"{where} in its metadata ({text!r:.40}); export it again") from error
     graph = model.file
     for node in graph.of_kind("QuantizeLinear"):
         beside = (graph.producers.get(operand(node, 0)), *graph.readers.get(node.output[0], []))

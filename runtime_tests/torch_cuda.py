@@ -109,15 +109,19 @@ def bench_torch_cuda(
     multiply = {INT_MM: product, **_triton(lane.device)}
     with torch.no_grad():
         for batch in batches:
-            for shape in block_products(frozen):
-                row = _time_product(shape, batch, multiply, lane.device, run)
-                result["products"].append({"batch": batch, **asdict(shape), **row})
-            result["blocks"].append({"batch": batch, **_time_block(frozen, batch, multiply, lane.device, run)})
+            with cuda.enough_memory(batch):
+                for shape in block_products(frozen):
+                    row = _time_product(shape, batch, multiply, lane.device, run)
+                    result["products"].append({"batch": batch, **asdict(shape), **row})
+                result["blocks"].append({"batch": batch, **_time_block(frozen, batch, multiply, lane.device, run)})
     for row in (*result["products"], *result["blocks"]):
         where = f"{row.get('name', 'a block')} at batch {row['batch']}"
         result["faults"] += [f"{form} of {where} {why}" for form, why in row["wrong"].items()]
     result["passed"] = not result["faults"]
-    return result | _summary(result["blocks"])
+    result |= _summary(result["blocks"])
+    if result["faults"]:
+        result["verdict"] = f"Failed: {result['faults'][0]}; {result['verdict']}"
+    return result
 
 
 def _time_product(shape: Shape, batch: int, multiply: Multiply, device: str, run: Run) -> dict[str, Any]:
@@ -244,8 +248,8 @@ def _summary(blocks: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         verdict = f"one block, its fastest int8 form over its fastest float form: {', '.join(texts)}; not TensorRT"
     return {
-        "model": {"path": "one block in int8, torch and Triton", "latency_ms": model},
-        "baseline": {"path": "one block of the same sizes in float16 or bfloat16, torch", "latency_ms": baseline},
+        "model": {"what": "one block in int8, torch and Triton", "latency_ms": model},
+        "baseline": {"what": "one block of the same sizes in float16 or bfloat16, torch", "latency_ms": baseline},
         "speedup": ratios,
         "verdict": verdict,
     }

@@ -69,6 +69,8 @@ class Context:
 
 
 class CudaEngine:
+    device_memory_size_v2 = 1 << 20
+
     def __init__(self, plan: dict[str, Any]) -> None:
         model = onnx.load_from_string(base64.b64decode(plan["onnx"]))
         self.runner, self.layers = OrtRunner(model, 1), plan["layers"]

@@ -1,6 +1,7 @@
 """What is asked of torch and nvidia-smi, with both played by stand-ins: the order of events, captures and replays."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofq_deploy.errors import BackendMissing
+from ofq_deploy.errors import BackendMissing, UnsupportedByTarget
 from ofq_deploy.runtime_tests import cuda
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580", "GPU-1")
@@ -150,3 +151,24 @@ def test_every_slot_runs_twice_before_it_is_captured_and_replays_in_turn(log: li
         for entry in (*[f"call {slot}", "wait"] * 2, "capture", f"call {slot}", "captured")
     ]
     assert log == [f"replay call {slot}" for slot in (0, 1, 2, 3, 0, 1)]
+
+
+def test_what_torch_says_of_the_driver_is_told_in_the_same_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver\non your system is too old", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", unavailable)
+
+    with pytest.raises(BackendMissing) as caught:
+        cuda.gpu("do something else")
+
+    reason = "CUDA initialization: The NVIDIA driver on your system is too old"
+    assert str(caught.value) == f"no NVIDIA GPU is visible ({reason}); do something else"
+
+
+def test_too_little_memory_is_told_by_batch_size() -> None:
+    message = "^batch 256 does not fit into the GPU's memory; pass a smaller --batch$"
+    with pytest.raises(UnsupportedByTarget, match=message), cuda.enough_memory(256):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")

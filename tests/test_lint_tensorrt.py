@@ -168,6 +168,8 @@ ROUNDED = [
 CONVOLVE = node("Conv", "real weights", "y", strides=[4, 4])
 KERNEL = {"weight": codes(16, 3, 4, 4), "scale": floats(16), "zeros": zeros(16)}
 
+OTHER = [node("QuantizeLinear", "x number zero", "others"), node("DequantizeLinear", "others number zero", "other")]
+
 CASES: dict[str, Case] = {
     "clean": Case(CLEAN, [], "integer"),
     "as we export": Case(
@@ -379,10 +381,45 @@ CASES: dict[str, Case] = {
         "refused",
         {"mask": np.int32(7)},
     ),
+    "codes side by side": Case(between("Concat", "real real", axis=1), [], "integer"),
+    "codes of two steps side by side": Case(
+        [*OTHER, *between("Concat", "real other", axis=2)],
+        ["slow Q11 between"],
+        "float",
+        {"weight": codes(2 * WIDTH, OUT)},
+    ),
+    "codes beside constants": Case(
+        between("Concat", "real more", axis=1), ["slow Q12 y"], "float", {"more": floats(1, 3, WIDTH)}
+    ),
+    "largest codes": Case(
+        [
+            QUANTIZE,
+            REAL,
+            node("MaxPool", "real", "largest", kernel_shape=[2, 2]),
+            weights_by("weight scale zeros", axis=0)[2],
+            node("Conv", "largest weights", "y"),
+        ],
+        [],
+        "integer",
+        KERNEL,
+        PICTURE,
+    ),
+    "codes without their signs": Case(between("Abs", "real"), [], "integer"),
     "contrib operator": Case(behind("BiasGelu", "y bias", CONTRIB), ["hard Q19 last"], "refused"),
     "contrib operator that is known": Case(behind("Gelu", "y", CONTRIB), [], "integer"),
     "4-bit weights": Case(
         weights_by("weight scale", axis=1), ["slow Q20 weights"], "integer", {"weight": packed(INT4, WEIGHT)}, opset=21
+    ),
+    "4-bit weights with one scale": Case(
+        weights_by("weight step"), ["hard Q20 weights"], "refused", {"weight": packed(INT4, WEIGHT)}, opset=21
+    ),
+    "4-bit weights of a convolution": Case(
+        [QUANTIZE, REAL, node("DequantizeLinear", "weight scale", "weights", axis=0), CONVOLVE],
+        ["hard Q20 weights"],
+        "refused",
+        {"weight": packed(INT4, KERNEL["weight"]), "scale": KERNEL["scale"]},
+        PICTURE,
+        opset=21,
     ),
     "blocks of weights": Case(
         weights_by("weight scales", axis=0, block_size=16),
@@ -624,6 +661,21 @@ def test_a_node_that_onnx_forbids_does_not_end_lint(tmp_path: Path) -> None:
     forbidden = Case([*CLEAN, node("DynamicQuantizeLinear", "y", "last")], [], "refused")
 
     assert described(lint(write(forbidden, tmp_path / "model.onnx"), "tensorrt")) == ["hard Q18 last"]
+
+
+def test_attention_of_unknown_sizes_is_left_alone(tmp_path: Path) -> None:
+    open_sizes = attention() | {"image": ("x", FLOAT, ["batch", 3, "tokens", "width"])}
+    case = Case(**open_sizes, findings=[], verdict="fused")
+
+    assert described(lint(write(case, tmp_path / "model.onnx"), "tensorrt")) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[4]", '{"act_bits": "four"}'])
+def test_metadata_that_says_nothing_is_refused(tmp_path: Path, text: str) -> None:
+    case = Case(CLEAN, [], "integer", metadata={"ofq_deploy.quantization": text})
+
+    with pytest.raises(OnnxFileError, match=r"model.onnx has no readable ofq_deploy.quantization .*; export it again"):
+        lint(write(case, tmp_path / "model.onnx"), "tensorrt")
 
 
 def test_a_cycle_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,13 @@ def test_bench(baseline: bool, portable_model: Path, tmp_path: Path) -> None:
     assert ("speedup" in result and bool(result["speedup"])) is baseline
 
 
+def test_bench_without_cpu_times(portable_model: Path) -> None:
+    result = api.bench(portable_model, seconds=0.0, threads=2)
+    check(result)
+
+    assert result["speedup"][0]["cpu_time"] is None
+
+
 @pytest.mark.parametrize("target", ["portable", "fp32"])
 def test_inspect(target: str, tiny_run: Path, tmp_path: Path) -> None:
     check(api.inspect(api.export(tiny_run, target=target, output=tmp_path / "model.onnx")))

@@ -1,6 +1,7 @@
 """The TensorRT target: proven in ONNX Runtime, and compiled by TensorRT-RTX, which needs no GPU for that."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,9 +187,11 @@ def test_check_names_the_node_and_exits_with_3(model: Path, tmp_path: Path) -> N
     assert done.stdout.endswith("FAILED: 1 of the products that the file quantizes are not computed in int8\n")
 
 
-def test_check_of_a_run_without_a_file_for_tensorrt(tiny_run: Path) -> None:
+def test_check_of_a_run_without_a_file_for_tensorrt(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.onnx"))
+
     with pytest.raises(OnnxFileError, match=r"holds no model for it; make one with: ofq-deploy export .* --target"):
-        api.check(tiny_run)
+        api.check(tmp_path / "run")
 
 
 def test_check_of_a_file_for_another_target(portable_model: Path) -> None:
@@ -337,6 +340,56 @@ def test_a_float_model_quantizes_nothing(tiny_run: Path, tmp_path: Path) -> None
     assert (result.expected, result.int8_gemms, result.dequantizing_gemms) == (0, 0, 0)
     assert len(result.in_float) == result.float_gemms
     assert result.verdict == "the file quantizes no product"
+    assert not result.passed
+
+
+def names_shared(graph: onnx.GraphProto) -> None:
+    """Of a product that stays int8 and one that does not."""
+    left_not_quantized(graph)
+    node(graph, "blocks.0.mlp.fc1.total").name = "blocks.0.mlp.fc2.total"
+
+
+@compiles
+def test_a_float_product_cannot_hide_behind_the_name_of_an_int8_one(model: Path, tmp_path: Path) -> None:
+    result = check(broken(model, tmp_path, names_shared))
+
+    assert not result.passed
+    assert {fault.node for fault in result.faults} == {"blocks.0.mlp.fc2.total"}
+    assert all("give every node its own" in fault.cause for fault in result.faults)
+
+
+def repeated(graph: onnx.GraphProto) -> None:
+    product = node(graph, "blocks.0.mlp.fc1.total")
+    again = helper.make_node("MatMul", product.input, ["again"], name="again")
+    graph.node.insert(list(graph.node).index(product), again)
+
+
+@compiles
+def test_a_product_that_the_compiler_left_out_is_told_from_a_float_one(model: Path, tmp_path: Path) -> None:
+    result = check(broken(model, tmp_path, repeated))
+
+    assert [fault.cause[:20] for fault in result.faults] == ["no layer computes it"]
+    assert result.float_gemms == check(model).float_gemms
+
+
+@compiles
+def test_a_refusal_is_one_line(model: Path, tmp_path: Path) -> None:
+    def change(graph: onnx.GraphProto) -> None:
+        bias = add_constant(graph, "bias", np.zeros(4, dtype=np.int32))
+        graph.node.insert(0, helper.make_node("DequantizeLinear", [bias, "one"], ["bias_real"], name="bias"))
+
+    with pytest.raises(OnnxFileError, match="cannot be read by tensorrt_rtx: DequantizeLinear bias: ") as caught:
+        check(broken(model, tmp_path, change))
+
+    assert "\n" not in str(caught.value)
+
+
+@compiles
+def test_a_builder_that_lists_no_layers_is_told_apart(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_build, "parse_layers", lambda record: ())
+
+    with pytest.raises(UnsupportedByTarget, match=r"tensorrt_rtx 1.* does not list the layers that it builds"):
+        check(model)
 
 
 def test_layers_are_read_from_the_record() -> None:

@@ -168,6 +168,7 @@ def test_every_name_that_we_use_exists(binding: tuple[str, dict[str, str]]) -> N
         "BuilderFlag.TF32",
         "IBuilderConfig.set_timing_cache",
         "ICudaEngine.create_engine_inspector",
+        "ICudaEngine.device_memory_size_v2",
         "EngineInspector.get_engine_information",
         "IExecutionContext.execute_async_v3",
         "IExecutionContext.infer_shapes",

@@ -20,6 +20,7 @@ from ofq_deploy.cli import app
 from ofq_deploy.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results import to_json
 from ofq_deploy.runner import Arrays, logits
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt, tensorrt_bench, tensorrt_build
 from ofq_deploy.runtime_tests.engine_cache import Ingredients
@@ -30,6 +31,7 @@ from ofq_deploy.runtime_tests.rounds import Protocol
 from ofq_deploy.runtime_tests.runners import open_runner
 from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, count_products, inspected_layers
 from tests.fake_tensorrt import FakeStream, FakeTensorRT
+from tests.test_schemas import check
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0")
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=2, samples=2, calls=4)
@@ -132,6 +134,27 @@ def test_a_damaged_engine_is_built_again_and_never_deserialized(trt: FakeTensorR
     assert trt.builds == len(trt.engines) == 2
 
 
+def test_nothing_is_read_from_a_folder_that_others_write_to(trt: FakeTensorRT, model: Path) -> None:
+    TensorRTRunner(model, 2).close()
+    engine_cache.folder().chmod(0o777)
+
+    with TensorRTRunner(model, 2) as runner:
+        assert not runner.metadata.settings["engine_from_cache"]
+        assert not runner.metadata.settings["timing_cache_warm"]
+
+    assert trt.builds == 2
+
+
+def test_a_cache_that_cannot_be_written_keeps_nothing(
+    trt: FakeTensorRT, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OFQ_CACHE", str(tmp_path / "file"))
+
+    with TensorRTRunner(model, 2) as runner:
+        assert logits(runner, images(2)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("changed", ["batch", "level", "gpu", "driver", "version", "model"])
 def test_another_ingredient_is_another_engine(
     trt: FakeTensorRT, model: Path, float_model: Path, changed: str, monkeypatch: pytest.MonkeyPatch
@@ -198,6 +221,13 @@ def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Pat
     json.dumps(result)
 
 
+def test_an_engine_without_room_to_run_is_told(trt: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
+
+    with pytest.raises(OnnxFileError, match="TensorRT cannot prepare the engine for batch 64: it did not say why"):
+        TensorRTRunner(model, 64)
+
+
 def test_an_engine_that_overflows_is_a_fault(
     trt: FakeTensorRT, model: Path, float_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,13 +261,58 @@ def test_bench_exits_3_when_nothing_ran_in_integers(
     passed = CliRunner().invoke(app, [*arguments, "--json"])
 
     assert failed.exit_code == 3
-    assert "FAULT no product of the engine runs in integers; see: ofq-deploy check MODEL" in failed.stdout
+    assert "FAULT no product of the engine runs in integers (ofq-deploy check MODEL" in failed.stdout
+    assert "Failed: no product of the engine runs in integers" in failed.stdout
     assert "0 of 2 products run in integers" in failed.stdout
     assert passed.exit_code == 0
     document = json.loads(passed.stdout)
-    assert document["schema"] == "ofq-deploy/bench/1"
+    check(document)
+    assert document["schema"] == "ofq-deploy/bench-gpu/1"
     assert document["gpu"]["name"] == "NVIDIA H100"
     assert document["model"]["batches"][0]["products"]["kernels"] == {"sm90_i8i8": 1}
+
+
+def test_the_result_is_kept_and_its_report_tells_it(
+    trt: FakeTensorRT, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofq_deploy.runtime_tests.rounds.Protocol", lambda seconds: QUICK)
+    run = tmp_path / "run"
+    shutil.copytree(model.parent, run, ignore=shutil.ignore_patterns("*.json", "*.portable.*", "*.html"))
+    shutil.copy(model.parent / "manifest.json", run)
+    own = run / model.name
+    words = ["bench", str(own), "--backend", "tensorrt", "--batch", "1", "--batch", "3", "--quiet"]
+
+    done = CliRunner().invoke(app, [*words, "--report", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    kept = run / f"{own.stem}.bench.tensorrt.json"
+    result = json.loads(kept.read_text())
+    check(result)
+    told = CliRunner().invoke(app, ["report", str(run)])
+    assert told.exit_code == 0, told.output
+
+    assert result["model"]["path"] == str(own)
+    for page in (tmp_path / "page.html", run / "report.html"):
+        text = page.read_text()
+        assert "<h3>Speed in tensorrt on a GPU</h3>" in text
+        assert result["verdict"] in text
+        for role in ("model", "baseline", "float32"):
+            for key in ("latency_ms", "latency_ms_without_graph"):
+                assert [f"{row['p50']:.3f}" in text for row in result[role][key]] == [True, True]
+    card = own.with_suffix(".md").read_text()
+    assert f"## Latency in tensorrt\n\n{result['verdict']}" in card
+    assert "On NVIDIA H100." in card
+
+
+def test_a_result_about_another_file_is_left_out(trt: FakeTensorRT, model: Path, tmp_path: Path) -> None:
+    result = api.bench(model, backend="tensorrt", seconds=0.0)
+    (tmp_path / "results").mkdir()
+    copied = tmp_path / "results" / model.name
+    copied.write_bytes(model.read_bytes() + b"\x00")
+    (tmp_path / "results" / "gpu.json").write_text(to_json(result))
+
+    said = CliRunner().invoke(app, ["report", str(tmp_path / "results")])
+
+    assert "gpu.json is about another model.tensorrt.onnx" in said.output
 
 
 def test_without_a_package_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +409,7 @@ WEIGHTS = {"Inputs": TWO[:1], "Weights": {"Type": "Int8", "Count": 9408}}
         ({"Name": "conv", "LayerType": "CaskConvolution", **WEIGHTS}, True),
         ({"Name": "_gemm_mha_v2_myl0_3", "LayerType": "fusion", "Inputs": TWO[:1]}, True),
         ({"Name": "_gemm_mha_v2_myl0_3", "LayerType": "fusion", "Inputs": [{"Datatype": "Half"}]}, False),
+        ({"Name": "encoder_mha_proj", "LayerType": "gemm", "Inputs": TWO[:1]}, False),
     ],
 )
 def test_a_product_is_told_from_its_operands_or_its_kernel(row: dict[str, Any], integer: bool) -> None:

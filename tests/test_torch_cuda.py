@@ -21,10 +21,13 @@ from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.frozen import Frozen, load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
-from ofq_deploy.runtime_tests import torch_cuda
+from ofq_deploy.report import render
+from ofq_deploy.runtime_tests import cuda, torch_cuda
 from ofq_deploy.runtime_tests.int8_block import Block, check_block, check_int8, product
 from ofq_deploy.runtime_tests.rounds import Protocol, wall_timer
 from ofq_deploy.runtime_tests.torch_cuda import Lane, bench_torch_cuda, block_products, compiled_block
+from ofq_deploy.texts import gpu_bench_text
+from tests.test_schemas import check
 
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=1, samples=1, calls=2)
 CPU = Lane("cpu", wall_timer)
@@ -152,6 +155,24 @@ def test_bench_times_what_is_exact(either: Frozen) -> None:
     json.dumps(result)
 
 
+def test_what_the_command_tells_of_it(tiny_run: Path, ort_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the bench of the processor, told as one of a GPU."""
+    gpu = {"name": "NVIDIA H100", "capability": "9.0", "driver": "", "uuid": "GPU-0"}
+    monkeypatch.setattr(cuda, "gpu", lambda otherwise: cuda.Gpu(**gpu))
+    monkeypatch.setattr(
+        torch_cuda, "bench_torch_cuda", lambda *given: bench_torch_cuda(*given[:3], QUICK, CPU) | {"gpu": gpu}
+    )
+    result = api.bench(ort_model, backend="torch-cuda", batches=(1, 2))
+    check(result)
+    page = render("title", [result])
+
+    assert result["schema"] == "ofq-deploy/bench-gpu/1"
+    assert result["model"]["path"] == str(ort_model)
+    assert gpu_bench_text(result).startswith(f"{ort_model} on NVIDIA H100, compute capability 9.0, driver unknown\n")
+    assert "Speed in torch-cuda on a GPU" in page
+    assert all(f"{row['p50']:.3f}" in page for role in ("model", "baseline") for row in result[role]["latency_ms"])
+
+
 @pytest.mark.parametrize("wrong", ["codes", "sums"])
 def test_what_is_not_exact_is_a_fault_and_is_not_timed(
     frozen: Frozen, monkeypatch: pytest.MonkeyPatch, wrong: str
@@ -167,6 +188,7 @@ def test_what_is_not_exact_is_a_fault_and_is_not_timed(
     result = bench_torch_cuda(frozen, (1,), Reporter(True), QUICK, CPU)
 
     assert not result["passed"]
+    assert result["verdict"].startswith(f"Failed: {result['faults'][0]}; ")
     form = {"codes": "int8", "sums": "float32"}[wrong]
     assert f"torch._int_mm to {form} of mlp.fc1 at batch 1 differs from exact integers" in result["faults"]
     if wrong == "codes":

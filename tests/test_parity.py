@@ -123,6 +123,15 @@ def test_the_histogram_counts_differences_by_size() -> None:
     assert (result.compared, result.differing, result.ties, result.worst) == (4, 3, 1, np.inf)
 
 
+def test_values_of_another_shape_are_refused() -> None:
+    one, two = np.zeros((1, 4), dtype=np.int16), np.zeros((2, 4), dtype=np.int16)
+
+    with pytest.raises(OnnxFileError, match=r"^x has the shape \[1, 4\], expected \[2, 4\]$"):
+        parity.compare_codes("x", one, two, np.zeros((2, 4)), 1e-4)
+    with pytest.raises(OnnxFileError, match=r"^x has the shape \[1, 4\], expected \[2, 4\]$"):
+        parity.compare_floats("x", one.astype(float), two.astype(float))
+
+
 def test_the_proof_holds_in_openvino_too(portable_model: Path) -> None:
     result = api.validate(portable_model, backend="openvino", images=4)
 

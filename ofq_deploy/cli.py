@@ -386,7 +386,7 @@ def bench(
         list[int] | None, typer.Option(min=1, max=65536, help="Batch size; may be given again [default: 1].")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 for one per core.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0, help="Time per batch size.")] = 3.0,
+    seconds: Annotated[float, typer.Option(min=0, max=86400, help="Time per batch size.")] = 3.0,
     baseline: Annotated[
         Path | None, typer.Option(help="ONNX file to compare with [default: the run's float model].")
     ] = None,

@@ -27,6 +27,8 @@ def compare_two(
     """See ofq_deploy.api.parity."""
     from ofq_deploy.runtime_tests.compare import compare_operators, first_divergences
 
+    if leader == follower:
+        raise UnsupportedByTarget(f"{leader} cannot be compared with itself; pass another --leader or --follower")
     found = find(subject, run)
     frozen_of(found, leader)
     frozen = frozen_of(found, follower)

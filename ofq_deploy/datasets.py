@@ -177,10 +177,11 @@ def _table(path: Path, how: Preprocessing, known: Classes | None) -> Dataset:
     if not rows or not {"file", "label"} <= set(rows[0]) or not all(row["file"] and row["label"] for row in rows):
         raise DataError(f"{path} has no rows with the columns file and label")
     names = tuple(sorted({row["label"] for row in rows}))
-    if known is not None and all(name.isdecimal() and int(name) < len(known.labels) for name in names):
+    known = known or Classes.of(names)
+    are_indices = all(name.isdecimal() and int(name) < len(known.labels) for name in names)
+    if are_indices and not known.indices.keys() >= set(names):  # a label may be a number, and not its own index
         indices = {name: int(name) for name in names}
     else:
-        known = known or Classes.of(names)
         indices = known.find(names, path)
     files = [(path.parent / row["file"], indices[row["label"]]) for row in rows]
     missing = [file for file, _ in files if not file.is_file()]
@@ -222,9 +223,12 @@ def _own_classes(splits: list[Rows]) -> Classes:
 
 
 def _rows_split(rows: Rows, how: Preprocessing, known: Classes) -> Split:
-    """Indices mean what the data set calls them where the model knows these names; else they are the model's own."""
+    """Indices mean what the data set calls them where the model knows these names; else they are the model's own,
+    if none of these names means another class there.
+    """
     labels: Iterable[int | str] = rows.labels
-    if rows.names and (len(rows.names) != len(known.labels) or known.indices.keys() >= set(rows.names)):
+    moved = any(known.indices.get(name, index) != index for index, name in enumerate(rows.names))
+    if rows.names and (moved or len(rows.names) != len(known.labels) or known.indices.keys() >= set(rows.names)):
         Classes.of(rows.names).check((label for label in rows.labels if isinstance(label, int)), rows.source)
         labels = [label if label == UNKNOWN else rows.names[int(label)] for label in rows.labels]
     known.check((label for label in labels if isinstance(label, int)), rows.source)

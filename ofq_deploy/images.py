@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,4 +96,4 @@ def read_preprocessing(path: Path) -> Preprocessing:
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(entry) in (int, float) for entry in value)
+    return isinstance(value, list) and bool(value) and all(type(v) in (int, float) and isfinite(v) for v in value)

@@ -1,6 +1,7 @@
 """Tables of encoded images and labels: parquet files, and data sets of the `datasets` library."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,16 +65,23 @@ def read_parquet(files: list[Path], source: Path) -> Rows:
         raise DataError(f"no data set {source}") from error
     except (ArrowException, OSError) as error:
         raise DataError(f"{source} is no readable parquet file ({str(error).splitlines()[0]})") from error
-    described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = described.get("info", {}).get("features", {}).get(LABEL, {}).get("names") or ()
     images = table.column(IMAGE)
     return Rows(
         str(source),
         str([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]),
         _labels(table.column(LABEL).to_pylist(), str(source)),
-        tuple(names),
+        _names(table.schema.metadata or {}, source),
         lambda row: _encoded(images[row].as_py(), f"row {row} of {source}"),
     )
+
+
+def _names(metadata: dict[bytes, bytes], source: Path) -> tuple[str, ...]:
+    """What the indices in a file of the `datasets` library are called; empty where it does not say."""
+    try:
+        label = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {}).get(LABEL, {})
+        return tuple(map(str, label.get("names") or ()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{source} describes its features in another way than the datasets library does") from error
 
 
 def read_hub(name: str) -> dict[str, Rows]:
@@ -88,6 +96,7 @@ def read_hub(name: str) -> dict[str, Rows]:
         raise BackendMissing(f"datasets, which loads {name}, is not installed; {INSTALL}") from error
     path, _, wanted = name.removeprefix(HUB).partition(":")
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each try; the error says it once
     try:
         saved = any((Path(path) / file).is_file() for file in ("dataset_dict.json", "state.json"))
         loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, operands
 from ofq_deploy.runtime_tests.model_file import open_model, read_model, static_values
-from ofq_deploy.runtime_tests.ort import open_session
+from ofq_deploy.runtime_tests.ort import open_session, run_all
 
 if TYPE_CHECKING:
     import onnx
@@ -198,5 +198,5 @@ def _inferred(
     session = open_session(model, threads=1, optimize=False, where=where)
     types = {value.name: _width(value.type) for value in session.get_outputs()}
     images = {session.get_inputs()[0].name: np.zeros(shape, dtype=np.float32)}
-    found = session.run([f"{name}/shape" for name in names], images)
-    return dict(zip(names, (tuple(map(int, value)) for value in found), strict=True)), types
+    found = run_all(session, images)
+    return {name: tuple(map(int, found[f"{name}/shape"])) for name in names}, types

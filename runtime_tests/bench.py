@@ -229,7 +229,7 @@ def _conclusion(row: dict[str, Any]) -> str:
     numbers = "{:.2f}x the baseline's speed (95 % interval {:.2f} to {:.2f})"
     said = numbers.format(row["ratio_of_medians"], *row["interval"])
     if row["conclusive"]:
-        return said if row["difference"] != "none" else f"no difference, {said}"
+        return said if row["difference"] != "none" else f"no clear difference, {said}"
     if row["rounds"] < FEWEST_ROUNDS:
         return f"too few calls to conclude: {row['rounds']}"
     said = f"too noisy to conclude: {said}, whose times spread by {100 * row['noise']:.0f} %"

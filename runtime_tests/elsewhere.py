@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ class ElsewhereRunner(Runner):
             if said["missing"]:
                 raise BackendMissing(f"{python} lacks a package ({said['error']}); install onnxruntime and numpy there")
             raise OnnxFileError(f"the model does not load in the ONNX Runtime of {python}: {said['error']}")
+        if "version" not in said:
+            self.close()
+            raise BackendMissing(f"{python} is no Python interpreter (it said no line of JSON); pass ort-cpu@PATH")
         settings = {"threads": threads or "one per core", "optimized": optimize, "python": str(python)}
         names = tuple(said["inputs"]), tuple(said["outputs"])
         self._metadata = Metadata(backend, f"onnxruntime {said['version']}", "cpu", settings, *names)
@@ -58,21 +62,27 @@ class ElsewhereRunner(Runner):
         assert self._process.stdout is not None
         request = io.BytesIO()
         np.savez(request, **inputs)  # type: ignore[arg-type]  # names are free here
-        self._process.stdin.write(len(request.getvalue()).to_bytes(8, "little") + request.getvalue())
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended: nothing will be read either
+            self._process.stdin.write(len(request.getvalue()).to_bytes(8, "little") + request.getvalue())
+            self._process.stdin.flush()
         size = int.from_bytes(self._process.stdout.read(8), "little")
         if not size:
-            raise OnnxFileError(f"{self._metadata.runtime} of {self._metadata.settings['python']} stopped on a request")
+            told = self._read_line().get("error", "it has ended")
+            where = f"{self._metadata.runtime} of {self._metadata.settings['python']}"
+            raise OnnxFileError(f"the model fails in {where}: {told}")
         with np.load(io.BytesIO(self._process.stdout.read(size)), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # a request that was never read
+                    stream.close()
         self._process.wait()
 
     def _read_line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "it said nothing", "missing": True}
+        with suppress(ValueError):  # no JSON
+            said = json.loads(self._process.stdout.readline())
+            return said if isinstance(said, dict) else {}
+        return {}

@@ -65,7 +65,7 @@ def parse_model(path: Path) -> "onnx.ModelProto":
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, format="protobuf")  # else a name like model.json would decide
     except FileNotFoundError as error:
         raise OnnxFileError(f"no model {path}; make one with: ofq-deploy export --to onnx") from error
     except IsADirectoryError as error:

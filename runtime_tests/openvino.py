@@ -52,9 +52,14 @@ def compile_model(
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
         if isinstance(model, Path):
             compile_model(read_model(model), threads, batch, model)  # fails again, with the long names of the nodes
-        lines = [line for line in str(error).splitlines() if line and not line.startswith(PREAMBLE)]
         named = model if isinstance(model, Path) else where or "the model"
-        raise OnnxFileError(f"{named} does not load in OpenVINO: {' '.join(lines)[:300]}") from error
+        raise OnnxFileError(f"{named} does not load in OpenVINO: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """What its message says, without the places in its source."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith(PREAMBLE)]
+    return " ".join(lines)[:300]
 
 
 def _fixed(shape: Any, batch: int) -> list[int]:
@@ -78,7 +83,10 @@ class OpenVinoRunner(Runner):
         return self._metadata
 
     def infer(self, inputs: Arrays) -> Arrays:
-        results = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        try:
+            results = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise OnnxFileError(f"the model fails in OpenVINO: {_told(error)}") from error
         return {name: np.array(results[index]) for index, name in enumerate(self._metadata.outputs)}
 
     def close(self) -> None:

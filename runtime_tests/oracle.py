@@ -37,7 +37,8 @@ class Trace:
 
     def quantize(self, name: str, units: Double, quantizer: Quantizer) -> Codes:
         self.units[name] = units
-        self.codes[name] = np.clip(np.rint(units), *quantizer.range).astype(np.int16)
+        with np.errstate(invalid="ignore"):  # NaN, as a runtime's residual stream may bring it here
+            self.codes[name] = np.clip(np.rint(units), *quantizer.range).astype(np.int16)
         for index, code in self.flips.get(name, []):
             self.codes[name][index] = code
         return np.asarray(self.forced.get(name, self.codes[name]), dtype=np.int16)

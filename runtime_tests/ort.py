@@ -40,7 +40,7 @@ def open_session(
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # the optimized model is saved on purpose; its warning says nothing new
+    options.log_severity_level = 4  # errors are raised, and warnings of saving an optimized model say nothing new
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
@@ -89,13 +89,19 @@ class OrtRunner(Runner):
 
 def run_logits(session: "onnxruntime.InferenceSession", images: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 [batch, classes]"""
-    name = session.get_inputs()[0].name
-    return np.asarray(session.run([session.get_outputs()[0].name], {name: images})[0])
+    made = run_all(session, {session.get_inputs()[0].name: images})
+    return np.asarray(made[session.get_outputs()[0].name])
 
 
 def run_all(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Every output by its name."""
-    return dict(zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True))
+    """Every output by its name; OnnxFileError when a node cannot compute what it is given."""
+    try:
+        made = session.run(None, feeds)
+    except (TypeError, ValueError):  # wrong feeds
+        raise
+    except Exception as error:  # onnxruntime's own classes, as above
+        raise OnnxFileError(f"the model fails in ONNX Runtime: {str(error).splitlines()[0]}") from error
+    return dict(zip([value.name for value in session.get_outputs()], made, strict=True))
 
 
 def optimized_graph(path: Path) -> "onnx.ModelProto":

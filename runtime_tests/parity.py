@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ofq_deploy.errors import OnnxFileError
+
 TIE_SHARE = 2e-4  # ties among all codes compared
 FLOAT_TOLERANCE = 1e-5  # of the tensor's largest magnitude
 
@@ -52,7 +54,11 @@ def compare_codes(
     units: NDArray[np.float64],
     tie: float,
 ) -> CodeParity:
-    """Compare codes [...] with a reference's codes [...]; the oracle rounds to codes from units [...]."""
+    """Compare codes [...] with a reference's codes [...]; the oracle rounds to codes from units [...].
+
+    Raises OnnxFileError for codes of another shape, here and for floats.
+    """
+    _check_shapes(operator, ours, reference)
     different = ours != reference
     ours, reference, units = (
         ours[different].astype(np.int64),
@@ -68,8 +74,15 @@ def compare_codes(
 
 
 def compare_floats(operator: str, ours: NDArray[np.floating], reference: NDArray[np.floating]) -> FloatParity:
+    _check_shapes(operator, ours, reference)
     largest = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
     return FloatParity(operator, float(np.abs(ours - reference.astype(np.float64)).max()) / largest)
+
+
+def _check_shapes(operator: str, ours: NDArray[Any], reference: NDArray[Any]) -> None:
+    """Shapes that numpy would broadcast are no less wrong."""
+    if ours.shape != reference.shape:
+        raise OnnxFileError(f"{operator} has the shape {list(ours.shape)}, expected {list(reference.shape)}")
 
 
 @dataclass(frozen=True, slots=True)

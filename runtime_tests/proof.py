@@ -6,6 +6,7 @@
 3. End to end: where free runs part, the first operator that differs is named, and must differ by ties only.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,8 @@ def prove_weights(path: Path, frozen: Frozen) -> WeightProof:
         linear = frozen.linear(name)
         integers = np.concatenate([decoded[part] for part in own]).T.astype(np.int16)
         wide = linear.grid == "half" and linear.bits == 8  # kept as codes: the integers need 9 bits
-        wrong = int((integers != (linear.codes if wide else linear.integers)).sum())
+        expected = linear.codes if wide else linear.integers
+        wrong = int((integers != expected).sum()) if integers.shape == expected.shape else integers.size
         compared, differing = compared + integers.size, differing + wrong
         layers += [name] if wrong else []
     return WeightProof(compared, differing, tuple(layers))
@@ -161,8 +163,8 @@ def prove_free_run(
     different = compared = 0
     pieces = list(cut(len(images), (batch,)))
     oracle = Oracle(frozen).metadata
-    runtimes = [open_tapped(name, path, frozen) for name in levels(backend)]
-    with report.task(f"free runs of {path.name}", len(pieces)) as advance:
+    with ExitStack() as stack, report.task(f"free runs of {path.name}", len(pieces)) as advance:
+        runtimes = [stack.enter_context(open_tapped(name, path, frozen)) for name in levels(backend)]
         for chosen in pieces:
             own, *others = (runtime.infer({"image": images[chosen]}) for runtime in runtimes)
             for other in others:
@@ -171,6 +173,4 @@ def prove_free_run(
             found = first_divergences(frozen, runtimes[0].metadata, own, oracle, None, images[chosen])
             divergences += [replace(entry, image=chosen.start + entry.image) for entry in found]
             advance()
-    for runtime in runtimes:
-        runtime.close()
     return FreeRun(len(images), tuple(divergences), different, compared)

@@ -34,9 +34,9 @@ def open_runner(backend: str, model: "Path | onnx.ModelProto", threads: int = 0,
     Raises UnsupportedByTarget for a name that is no backend, BackendMissing without the runtime's package,
     OnnxFileError when it does not load the model.
     """
-    name, _, python = backend.partition("@")
+    name, elsewhere, python = backend.partition("@")
     if name in ("ort-cpu", PLAIN):
-        if python:
+        if elsewhere:
             return ElsewhereRunner(Path(python), backend, model, threads, optimize=name != PLAIN)
         return ort.OrtRunner(model, threads, optimize=name != PLAIN)
     check_backend(backend)

@@ -34,13 +34,17 @@ class TappedModel(Runner):
         self._model, _ = open_model(path)
         self._frozen, self._open_graph = frozen, open_graph
         self._runners: dict[tuple[bool, int], Runner] = {}
-        image = np.zeros((1, *_image_shape(frozen)), dtype=np.float32)
-        outputs = self._runner({}, 1).infer({"image": image})
-        self._dtypes = {name: value.dtype for name, value in outputs.items()}
         names = tuple(_plain(name) for name in taps(self._model))
         missing = [name for name in Oracle(frozen).metadata.outputs if name not in names]
         if missing:
             raise OnnxFileError(f"{path} does not compute the codes of {missing[0]}; export it again")
+        try:
+            image = np.zeros((1, *_image_shape(frozen)), dtype=np.float32)
+            outputs = self._runner({}, 1).infer({"image": image})
+        except BaseException:
+            self.close()
+            raise
+        self._dtypes = {name: value.dtype for name, value in outputs.items()}
         own = self._runners[False, 1].metadata
         self._metadata = replace(own, inputs=("image", *(name + FORCED for name in names)), outputs=names)
 

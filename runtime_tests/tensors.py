@@ -24,18 +24,22 @@ if TYPE_CHECKING:
 CODES = "_quantized"
 VALUE = f"{CODES}/value"
 PRODUCTS = ("MatMul", "Gemm", "Conv")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
-LEAST_SIGNAL = 0.1  # of the mean over the channels, in squares
-FEWEST_VALUES = 32
+LEAST_SIGNAL = 0.01  # of the mean over the channels, in squares; transformers have a few channels that outshine all
+FEWEST_VALUES = 8
+STANDARD_ERRORS = 3  # by which chance alone may move the gain of one of some hundred channels
 LARGEST = 1e9  # what an infinite error is reported as, JSON having no infinity
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """error: RMS of the difference over RMS of the reference; gain_error: the largest |1 - gain| of a channel.
+    """error: RMS of the difference over RMS of the reference; gain_error: the largest |1 - gain| of a channel, beyond
+    what chance explains.
 
-    A channel is a place on the last axis, its gain the factor from the reference's values to the model's. One wrong
-    scale among hundreds is lost in `error`. Channels with little signal, or few values, have no gain.
+    A channel is a place on the last axis (what convolutions give: on the second), its gain the factor from the
+    reference's values to the model's. One wrong scale among hundreds is lost in `error`. Channels with little signal,
+    or hardly any values, have no gain.
     """
 
     name: str
@@ -70,12 +74,15 @@ def compare_tensors(
     theirs, ours = _watched(reference), _watched(_with_values(model))
     session = open_session(theirs, optimize=False)
     first = _batch(images, 0, batch)
-    pairs = _pairs(run_all(session, _feed(reference, first)), _run_once(ours, _feed(model, first)))
+    outputs = {model.graph.output[0].name: reference.graph.output[0].name}
+    pairs = _pairs(run_all(session, _feed(reference, first)), _run_once(ours, _feed(model, first)), outputs)
     if len(pairs) <= len(model.graph.output):
         raise OnnxFileError("the model and the reference name no tensor alike; pass the float model it was made from")
     force(ours, {own: value for own, (_, value) in pairs.items()})
     forced = open_session(ours, optimize=False)
-    sums = {own: np.zeros((3, value.shape[-1])) for own, (_, value) in pairs.items()}
+    convolved = {name for node in reference.graph.node if node.op_type in CONVOLUTIONS for name in node.output}
+    axes = {own: 1 if name in convolved else -1 for own, (name, _) in pairs.items()}
+    sums = {own: np.zeros((3, value.shape[axes[own]])) for own, (_, value) in pairs.items()}
     starts = range(0, len(images), batch)
     with report.task("tensors", len(starts)) as advance:
         for start in starts:
@@ -84,13 +91,10 @@ def compare_tensors(
             feeds = {own + FORCED: expected[name] for own, (name, _) in pairs.items()}
             found = run_all(forced, _feed(model, chosen) | feeds)
             for own, (name, _) in pairs.items():
-                sums[own] += _sums(found[own], expected[name])
+                sums[own] += _sums(found[own], expected[name], axes[own])
             advance()
-    rows = {own: len(starts) * value[..., 0].size for own, (_, value) in pairs.items()}
-    return [
-        TensorError(name, _error(sums[own]), _gain_error(sums[own]) if rows[own] >= FEWEST_VALUES else 0.0)
-        for own, (name, _) in pairs.items()
-    ]
+    rows = {own: len(starts) * value.size // value.shape[axes[own]] for own, (_, value) in pairs.items()}
+    return [TensorError(name, _error(sums[own]), _gain_error(sums[own], rows[own])) for own, (name, _) in pairs.items()]
 
 
 def half_quantized(model: "onnx.ModelProto") -> list[HalfQuantized]:
@@ -151,9 +155,9 @@ def _watched(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return copy
 
 
-def _pairs(reference: Arrays, own: Arrays) -> dict[str, tuple[str, NDArray[np.float32]]]:
-    """Own name to the reference's name and value, where the shapes agree."""
-    named = {(name + VALUE if name + VALUE in own else name): name for name in reference}
+def _pairs(reference: Arrays, own: Arrays, outputs: dict[str, str]) -> dict[str, tuple[str, NDArray[np.float32]]]:
+    """Own name to the reference's name and value, where the shapes agree; outputs are paired whatever their names."""
+    named = {(name + VALUE if name + VALUE in own else name): name for name in reference} | outputs
     return {
         name: (named[name], reference[named[name]])
         for name, value in own.items()
@@ -175,9 +179,10 @@ def _run_once(model: "onnx.ModelProto", feeds: Arrays) -> Arrays:
     return run_all(open_session(model, optimize=False), feeds)
 
 
-def _sums(own: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float64]:
+def _sums(own: NDArray[np.float32], reference: NDArray[np.float32], axis: int) -> NDArray[np.float64]:
     """Per channel: squares of the differences, products, squares of the reference; [3, channels]."""
-    x, y = (value.reshape(-1, value.shape[-1]).astype(np.float64) for value in (own, reference))
+    channels = own.shape[axis]
+    x, y = (np.moveaxis(value, axis, -1).reshape(-1, channels).astype(np.float64) for value in (own, reference))
     return np.stack([np.square(x - y).sum(0), (x * y).sum(0), np.square(y).sum(0)])
 
 
@@ -188,8 +193,12 @@ def _error(sums: NDArray[np.float64]) -> float:
     return float(np.sqrt(difference / reference)) if reference else 0.0
 
 
-def _gain_error(sums: NDArray[np.float64]) -> float:
-    _, products, reference = sums
-    strong = reference > LEAST_SIGNAL * reference.mean()
-    errors = np.abs(products[strong] / reference[strong] - 1)
+def _gain_error(sums: NDArray[np.float64], rows: int) -> float:
+    """By least squares from the sums over `rows` values of each channel."""
+    if rows < FEWEST_VALUES:
+        return 0.0
+    differences, products, reference = sums[:, sums[2] > LEAST_SIGNAL * sums[2].mean()]
+    with np.errstate(invalid="ignore"):  # infinite sums
+        left = np.maximum(differences - np.square(products - reference) / reference, 0)  # that no gain explains
+        errors = np.abs(products / reference - 1) - STANDARD_ERRORS * np.sqrt(left / reference / (rows - 1))
     return float(np.nan_to_num(errors, nan=LARGEST, posinf=LARGEST).max(initial=0))

@@ -130,7 +130,7 @@ def test_verdicts() -> None:
     advice = "give it more --seconds, CPUs of its own (--affinity), or a quieter machine"
 
     assert bench.verdict([row()]) == "batch 1: 1.50x the baseline's speed (95 % interval 1.40 to 1.60)"
-    assert bench.verdict([row(difference="none")]).startswith("batch 1: no difference, 1.50x")
+    assert bench.verdict([row(difference="none")]).startswith("batch 1: no clear difference, 1.50x")
     assert bench.verdict([row(), noisy]) == (
         "batch 1: 1.50x the baseline's speed (95 % interval 1.40 to 1.60); batch 8: too noisy to conclude: 1.50x the "
         f"baseline's speed (95 % interval 1.40 to 1.60), whose times spread by 60 %; {advice}"
@@ -366,6 +366,24 @@ def test_a_baseline_of_another_shape_is_refused(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "ofq-deploy: the baseline takes images (3, 16, 16), the model (1, 16, 16)\n"
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1"])
+def test_a_time_without_end_is_refused(seconds: str, tmp_path: Path) -> None:
+    command = ["bench", str(convolution(tmp_path / "a.onnx")), "--seconds", seconds]
+    done = subprocess.run([sys.executable, "-m", "ofq_deploy", *command], capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ofq-deploy: Invalid value for '--seconds'")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_text_file_is_no_baseline(tmp_path: Path) -> None:
+    """Whatever it is called: an ending such as .json is a format of ONNX as well."""
+    (tmp_path / "model.json").write_text('{"size": 16}')
+
+    with pytest.raises(OnnxFileError, match=r"model.json is no ONNX file, or is cut"):
+        api.bench(convolution(tmp_path / "a.onnx"), seconds=0.0, baseline=tmp_path / "model.json")
 
 
 @needs_affinity

@@ -143,6 +143,25 @@ def test_a_transposed_square_weight(model: Path, layer: str, judge: Callable[[on
     _assert_names(judge(_change(model, f"{layer}.weight.codes", np.transpose)), OUTPUTS[layer], layer)
 
 
+def test_a_weight_of_another_shape_is_refused(
+    model: Path, judge: Callable[[onnx.ModelProto], Any], tmp_path: Path
+) -> None:
+    proto = read_model(model)
+    tensor = _constant(proto, "blocks.0.attn.z.weight.codes")
+    tensor.dims[:] = reversed(tensor.dims)
+
+    with pytest.raises(OnnxFileError, match="does not load in ONNX Runtime"):
+        judge(proto)
+    proof = prove_weights(tmp_path / "changed.onnx", load_frozen(tmp_path / "frozen.safetensors"))
+    assert proof.layers == ("blocks.0.attn.z",)
+
+
+def test_a_bias_that_is_no_number(model: Path, judge: Callable[[onnx.ModelProto], Any]) -> None:
+    result = judge(_change(model, "blocks.0.mlp.fc2.bias", _at_first(lambda bias: np.full_like(bias, np.nan))))
+
+    _assert_names(result, "blocks.0.output")
+
+
 @pytest.mark.parametrize("layer", list(OUTPUTS))
 def test_one_doubled_scale(model: Path, layer: str, judge: Callable[[onnx.ModelProto], Any]) -> None:
     _assert_names(judge(_change(model, f"{layer}.scale", lambda scale: 2 * scale)), OUTPUTS[layer])

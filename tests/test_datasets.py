@@ -55,6 +55,14 @@ def test_a_table_names_classes_by_index_or_label(spelled: tuple[str, ...], tmp_p
     assert data.test.classes.tolist() == [7, 0, 7]
 
 
+def test_a_number_that_is_a_label_is_no_index(tmp_path: Path) -> None:
+    """Class folders are sorted as text: a model that learnt from 0 to 10 has "10" in third place."""
+    files, labels = images(tmp_path), tuple(sorted(map(str, range(11))))
+    rows = list(zip(files, ("2", "10", "0"), strict=True))
+
+    assert load_dataset(table(tmp_path / "d.csv", rows), 16, labels=labels).test.classes.tolist() == [3, 2, 0]
+
+
 def test_a_table_finds_imagenet_by_its_ids(tmp_path: Path) -> None:
     files = images(tmp_path)
     rows = [(file, wnids()[index]) for file, index in zip(files, (5, 0, 999), strict=True)]
@@ -133,12 +141,13 @@ def rows(count: int = 4, labels: Sequence[object] = (3, 1, 4, 1)) -> dict[str, l
     return {"image": encoded, "label": list(labels)}
 
 
-def parquet(path: Path, columns: dict[str, list[Any]]) -> str:
+def parquet(path: Path, columns: dict[str, list[Any]], features: str | None = None) -> str:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet as files
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_table(pyarrow.table(columns), path)
+    described = {"huggingface": features} if features else None
+    files.write_table(pyarrow.table(columns).replace_schema_metadata(described), path)
     return str(path)
 
 
@@ -220,6 +229,14 @@ def test_a_row_without_a_readable_image_is_named(tmp_path: Path) -> None:
         assert str(caught.value).startswith(said.format(path=path))
 
 
+@pytest.mark.parametrize("features", ["{", "[1]", '{"info": {"features": {"label": {"names": 3}}}}'])
+def test_a_parquet_file_that_describes_itself_wrongly_is_refused(features: str, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "d.parquet", rows(), features)
+
+    with pytest.raises(DataError, match="describes its features in another way than the datasets library does"):
+        load_dataset(path, 16, labels=DIGITS)
+
+
 def test_a_damaged_or_absent_parquet_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(Path(parquet(tmp_path / "d.parquet", rows())).read_bytes()[:-20])
 
@@ -270,6 +287,9 @@ def test_names_of_a_hub_data_set_are_found_among_the_models(hub: str) -> None:
     assert load_dataset(hub, 16, labels=("0", "1", "2")).test.classes.tolist() == [2, 0, 1]
     with pytest.raises(DataError, match="does not know: bird, cat, dog"):
         load_dataset(hub, 16, labels=DIGITS)
+    with pytest.raises(DataError, match="does not know: bird; name them with --classes"):
+        load_dataset(hub, 16, labels=("dog", "cat", "owl"))  # its cat is the second class there, not the first
+    assert load_dataset(hub, 16, labels=("cat", "dog", "owl")).test.classes.tolist() == [2, 0, 1]
 
 
 def test_a_hub_data_set_that_cannot_be_had_is_refused(

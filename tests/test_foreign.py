@@ -145,6 +145,56 @@ def test_a_doubled_scale_of_one_channel_is_found_where_it_is(seed: int, folder: 
     assert beyond(model, folder) == [node.output[0]]
 
 
+@pytest.mark.parametrize(("layer", "made"), [("Conv", "patches"), ("Gemm", "logits")])
+def test_a_doubled_scale_of_one_channel_is_found_in_other_layouts(layer: str, made: str, tmp_path: Path) -> None:
+    """The faintest of 64 planes of a convolution, whose channels come second; one of 500 classes, in 16 values of each."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        feeds = iter([{"x": images(16)}])
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return next(self.feeds, None)
+
+    onnx.save(network(), tmp_path / "float.onnx")
+    options = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(tmp_path / "float.onnx", tmp_path / "qdq.onnx", Reader(), per_channel=True, **options)
+    model, reference = (parse_model(tmp_path / f"{name}.onnx") for name in ("qdq", "float"))
+    healthy = compare_tensors(model, reference, images(16), QUIET)
+    node = next(node for node in model.graph.node if node.op_type == layer)
+    scale = constants(model)[weight_of(node, model).input[1]]
+    steps = numpy_helper.to_array(scale).copy()
+    steps[np.argmin(steps)] *= 2
+    change(scale, steps)
+    found = compare_tensors(model, reference, images(16), QUIET)
+
+    assert not any(row.exceeds(TOLERANCE / 2) for row in healthy)
+    assert [row.name for row in found if row.exceeds(TOLERANCE)] == [made]
+    assert next(row.error for row in found if row.name == made) < TOLERANCE  # in which it is lost
+
+
+def network() -> Proto:
+    """Digits to 500 classes, by a convolution of 64 planes and a product."""
+    from onnx import TensorProto, helper
+
+    random, float32 = np.random.default_rng(0), TensorProto.FLOAT
+    arrays = {"planes": (64, 1, 4, 4), "classes": (1024, 500), "bias": (500,)}
+    values = {name: random.normal(size=shape).astype(np.float32) for name, shape in arrays.items()}
+    values["planes"] *= np.geomspace(0.2, 1, 64, dtype=np.float32)[:, None, None, None]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "planes"], ["patches"], strides=[4, 4], name="patches"),
+            helper.make_node("Flatten", ["patches"], ["row"], name="row"),
+            helper.make_node("Gemm", ["row", "classes", "bias"], ["logits"], name="logits"),
+        ],
+        "network",
+        [helper.make_tensor_value_info("x", float32, ["n", 1, 16, 16])],
+        [helper.make_tensor_value_info("logits", float32, ["n", 500])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_transposed_square_weight_is_found_where_it_is(seed: int, folder: Path) -> None:
     model = parse_model(folder / "qdq.onnx")
@@ -178,6 +228,15 @@ def test_a_wrong_scale_of_codes_is_found_in_the_operator_format(folder: Path) ->
     change(scale, 2 * numpy_helper.to_array(scale))
 
     assert beyond(model, folder) == [node.output[0].removesuffix("_quantized")]
+
+
+def test_outputs_are_compared_under_any_name(folder: Path) -> None:
+    model = parse_model(folder / "qdq.onnx")
+    for node in model.graph.node:
+        node.output[:] = ["scores" if name == "logits" else name for name in node.output]
+    model.graph.output[0].name = "scores"
+
+    assert errors(model, folder).keys() == errors(parse_model(folder / "qdq.onnx"), folder).keys()
 
 
 def test_values_that_are_no_numbers_are_beyond_every_tolerance(folder: Path) -> None:
@@ -338,6 +397,7 @@ def test_options_that_do_not_fit_are_refused(folder: Path, portable_model: Path,
         said = refusal(DataError, portable_model, reference=None, **option)
         assert said == "--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too"
     assert refusal(OnnxFileError, model, reference=tmp_path / "no.onnx").startswith(f"no model {tmp_path / 'no.onnx'}")
+    assert refusal(OnnxFileError, model, reference=model).startswith(f"{model} is the model itself; pass the float")
     stranger = classifier(tmp_path / "stranger.onnx", ["n", 1, 16, 16])
     said = refusal(OnnxFileError, model, reference=stranger)
     assert said == "the model and the reference name no tensor alike; pass the float model it was made from"
@@ -417,6 +477,7 @@ def test_the_preprocessing_of_a_package_can_be_passed_on(tmp_path: Path) -> None
         ({"size": 0}, "has the size 0; expected size (a whole number from 1)"),
         ({"resize": 8}, "has the resize 8; expected resize (a whole number from size)"),
         ({"interpolation": "nearest"}, "has the interpolation 'nearest'; expected interpolation (bilinear or bicubic)"),
+        ({"mean": [float("inf")]}, "has the mean [inf]; expected mean (a list of 1 or 3 numbers)"),
         ({"mean": 0.5}, "has the mean 0.5; expected mean (a list of 1 or 3 numbers)"),
         ({"std": [0]}, "has the std [0]; expected std (as many numbers above 0)"),
         ({"std": [0.5, 0.5]}, "has the std [0.5, 0.5]; expected std (as many numbers above 0)"),

@@ -15,16 +15,21 @@ from ofq_deploy import api
 from ofq_deploy.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OfqError, OnnxFileError, RunError, UnsupportedByTarget
 from ofq_deploy.frozen import load_frozen
+from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import FORCED, Runner, logits
 from ofq_deploy.runs import load_run
-from ofq_deploy.runtime_tests import parity
+from ofq_deploy.runtime_tests import ort, parity
 from ofq_deploy.runtime_tests.compare import forced_inputs
+from ofq_deploy.runtime_tests.elsewhere import ElsewhereRunner
 from ofq_deploy.runtime_tests.model_file import read_model
 from ofq_deploy.runtime_tests.oracle import Oracle
+from ofq_deploy.runtime_tests.ort import OrtRunner
+from ofq_deploy.runtime_tests.proof import prove_free_run
 from ofq_deploy.runtime_tests.runners import open_runner
 from ofq_deploy.runtime_tests.tapped import open_tapped
 from ofq_deploy.train.reference import load_student
 from ofq_deploy.train.witness import TorchRunner
+from ofq_deploy.verdicts import parity_verdict
 
 PAIRS = [
     ("torch", "ort-cpu"),
@@ -118,6 +123,15 @@ def test_the_histogram_counts_differences_by_size() -> None:
     assert (result.compared, result.differing, result.ties, result.worst) == (4, 3, 1, np.inf)
 
 
+def test_values_of_another_shape_are_refused() -> None:
+    one, two = np.zeros((1, 4), dtype=np.int16), np.zeros((2, 4), dtype=np.int16)
+
+    with pytest.raises(OnnxFileError, match=r"^x has the shape \[1, 4\], expected \[2, 4\]$"):
+        parity.compare_codes("x", one, two, np.zeros((2, 4)), 1e-4)
+    with pytest.raises(OnnxFileError, match=r"^x has the shape \[1, 4\], expected \[2, 4\]$"):
+        parity.compare_floats("x", one.astype(float), two.astype(float))
+
+
 def test_the_proof_holds_in_openvino_too(portable_model: Path) -> None:
     result = api.validate(portable_model, backend="openvino", images=4)
 
@@ -136,6 +150,61 @@ def test_another_interpreters_runtime_gives_the_same_logits(portable_model: Path
         assert there.metadata.settings["python"] == sys.executable
 
 
+def failing(portable_model: Path, folder: Path) -> Path:
+    """The model with a shape that no image fits, which shows when it runs."""
+    model = read_model(portable_model)
+    tensor = next(t for t in model.graph.initializer if t.name == "shape.0x1x4x4x4x4")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array([0, 1, 4, 4, 4, 5]), tensor.name))
+    onnx.save(model, folder / "failing.onnx")
+    return folder / "failing.onnx"
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "ort-cpu:plain", f"ort-cpu@{sys.executable}"])
+def test_a_model_that_fails_when_it_runs_is_told(
+    portable_model: Path, tmp_path: Path, images: Any, capfd: Any, backend: str
+) -> None:
+    with (
+        open_runner(backend, failing(portable_model, tmp_path)) as runner,
+        pytest.raises(OnnxFileError, match=r"the model fails in .*: .*patch_embed.grid"),
+    ):
+        logits(runner, images)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_has_ended_is_told(portable_model: Path, images: Any) -> None:
+    with open_runner(f"ort-cpu@{sys.executable}", portable_model) as runner:
+        assert isinstance(runner, ElsewhereRunner)
+        runner._process.kill()
+        runner._process.wait()
+        with pytest.raises(OnnxFileError, match=f"of {sys.executable}: it has ended"):
+            logits(runner, np.repeat(images, 99, axis=0))
+
+
+def test_no_runtime_stays_open_behind_an_error(
+    portable_model: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Runner] = []
+
+    class Failing(OrtRunner):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            opened.append(self)
+
+        def infer(self, inputs: Any) -> Any:
+            if len(inputs["image"]) > 1 or self.metadata.backend.endswith("plain"):
+                raise OnnxFileError("it fails")
+            return super().infer(inputs)
+
+    monkeypatch.setattr(ort, "OrtRunner", Failing)
+    frozen = load_frozen(tiny_run / "frozen.safetensors")
+    for backend in ("ort-cpu", "ort-cpu:plain"):
+        with pytest.raises(OnnxFileError, match="it fails"):
+            prove_free_run(portable_model, frozen, np.zeros((2, 1, 16, 16), np.float32), Reporter(quiet=True), backend)
+
+    assert len(opened) == 3
+    assert all(runner._session is None for runner in opened)  # type: ignore[attr-defined]
+
+
 def test_an_interpreter_without_the_runtime_is_named(tmp_path: Path, portable_model: Path) -> None:
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {shutil.which("python3") or sys.executable} -S "$@"\n')
@@ -145,6 +214,9 @@ def test_an_interpreter_without_the_runtime_is_named(tmp_path: Path, portable_mo
         open_runner(f"ort-cpu@{bare}", portable_model)
     with pytest.raises(BackendMissing, match="is no Python interpreter"):
         open_runner(f"ort-cpu@{tmp_path / 'none'}", portable_model)
+    for other in (shutil.which("true"), shutil.which("echo"), ""):
+        with pytest.raises(BackendMissing, match="is no Python interpreter"):
+            open_runner(f"ort-cpu@{other}", portable_model)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(OnnxFileError, match="does not load"):
         open_runner(f"ort-cpu@{sys.executable}", tmp_path / "broken.onnx")
@@ -154,6 +226,7 @@ def test_an_interpreter_without_the_runtime_is_named(tmp_path: Path, portable_mo
     ("options", "error", "text"),
     [
         ({"follower": "gpu"}, UnsupportedByTarget, "no backend 'gpu'; there are ort-cpu, openvino"),
+        ({"leader": "ort-cpu"}, UnsupportedByTarget, "ort-cpu cannot be compared with itself; pass another"),
         ({"leader": "torch:bf16"}, UnsupportedByTarget, "no runner 'torch:bf16'"),
         ({"leader": "torch:cuda"}, BackendMissing, "needs a CUDA device"),
     ],
@@ -187,4 +260,13 @@ def test_the_command_prints_and_exits_by_the_verdict(portable_model: Path, tiny_
     assert text.splitlines()[-1].startswith("Equal: ort-cpu against torch, all codes")
     bad = subprocess.run([*command, "--follower", "tvm"], capture_output=True, text=True)
     assert bad.returncode == 2
-    assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino\n"
+    assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino, tensorrt\n"
+
+
+def test_ties_are_those_of_the_two(portable_model: Path) -> None:
+    """Not those of either with the oracle as well."""
+    result = api.parity(portable_model, images=2)
+    for row, ties in zip(result["parity"], (3, 4, 5), strict=True):
+        row["ties"] = ties
+
+    assert parity_verdict(result) == "Equal: ort-cpu against torch, all codes but for 5 rounding ties."

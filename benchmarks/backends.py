@@ -4,7 +4,7 @@
 
 Needs the folder that OFQ_SHARED names (default ../shared): OFQ's official W4A4 DeiT-T checkpoint, DeiT-T's float weights,
 imagenet20/val (1000 validation images of 20 ImageNet classes; argmax over all 1000 classes) and nips1000 (1000 photographs
-with ImageNet labels). ONNX Runtime's and NNCF's quantizers are calibrated on imagenet20/train. About half an hour on two
+with ImageNet labels). ONNX Runtime's and NNCF's quantizers are calibrated on imagenet20/train. About an hour on two busy
 cores. `--table` prints the Markdown of a result.
 """
 

@@ -254,7 +254,7 @@ def validate(
     report = report or Reporter()
     if golden is not None:
         if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
-            raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
+            raise DataError("golden data is compared with the run alone; leave the options of other comparisons out")
         return judged(validate_golden(subject, Path(golden), report))
     for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
         if value is not None and not value >= 0:  # as nothing exceeds a NaN

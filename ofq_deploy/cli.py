@@ -48,7 +48,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
-        code = _complain(f"{error.format_message()}; see ofq-deploy --help", 2)
+        code = _complain(f"{error.format_message().rstrip('.')}; see ofq-deploy --help", 2)
     raise SystemExit(code)
 
 
@@ -270,7 +270,7 @@ def validate(
     from ofq_deploy import api
 
     _refuse(output, force)
-    _refuse(page, force)
+    _refuse(page, force, output)
     result = api.validate(
         subject,
         run=run,
@@ -423,7 +423,7 @@ def bench(
     cpus = [] if affinity is None else affinity.split(",")
     if not all(cpu.isdecimal() for cpu in cpus):
         raise typer.BadParameter(f"{affinity!r} is no list of CPU numbers, such as 0,1", param_hint="--affinity")
-    _refuse(page, force)
+    _refuse(page, force, output)
     result = api.bench(
         model,
         backend=backend,
@@ -574,8 +574,11 @@ def _reporter(quiet: bool) -> Any:
     return Reporter(quiet)
 
 
-def _refuse(output: Path | None, force: bool) -> None:
+def _refuse(output: Path | None, force: bool, other: Path | None = None) -> None:
+    """Refuse an output that is in the way, before the work is done; `other`: the command's other output."""
     if output is not None:
+        if other is not None and output.resolve() == other.resolve():
+            raise typer.BadParameter(f"{output} cannot hold the page and the JSON object", param_hint="--report")
         from ofq_deploy.files import refuse_existing
 
         refuse_existing(output, force)

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,8 +59,9 @@ class ElsewhereRunner(Runner):
         assert self._process.stdout is not None
         request = io.BytesIO()
         np.savez(request, **inputs)  # type: ignore[arg-type]  # names are free here
-        self._process.stdin.write(len(request.getvalue()).to_bytes(8, "little") + request.getvalue())
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # then it does not answer either
+            self._process.stdin.write(len(request.getvalue()).to_bytes(8, "little") + request.getvalue())
+            self._process.stdin.flush()
         size = int.from_bytes(self._process.stdout.read(8), "little")
         if not size:
             raise OnnxFileError(f"{self._metadata.runtime} of {self._metadata.settings['python']} stopped on a request")
@@ -69,10 +71,14 @@ class ElsewhereRunner(Runner):
     def close(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):
+                    stream.close()
         self._process.wait()
 
     def _read_line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        return json.loads(line) if line else {"error": "it said nothing", "missing": True}
+        with suppress(ValueError):
+            said = json.loads(self._process.stdout.readline())
+            if isinstance(said, dict) and {"error", "version"} & set(said):
+                return said
+        return {"error": "it does not answer as Python would", "missing": True}

@@ -145,6 +145,9 @@ def test_an_interpreter_without_the_runtime_is_named(tmp_path: Path, portable_mo
         open_runner(f"ort-cpu@{bare}", portable_model)
     with pytest.raises(BackendMissing, match="is no Python interpreter"):
         open_runner(f"ort-cpu@{tmp_path / 'none'}", portable_model)
+    bare.write_text("#!/bin/sh\necho Hello\n")
+    with pytest.raises(BackendMissing, match="does not answer as Python would"):
+        open_runner(f"ort-cpu@{bare}", portable_model)
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(OnnxFileError, match="does not load"):
         open_runner(f"ort-cpu@{sys.executable}", tmp_path / "broken.onnx")
@@ -187,4 +190,4 @@ def test_the_command_prints_and_exits_by_the_verdict(portable_model: Path, tiny_
     assert text.splitlines()[-1].startswith("Equal: ort-cpu against torch, all codes")
     bad = subprocess.run([*command, "--follower", "tvm"], capture_output=True, text=True)
     assert bad.returncode == 2
-    assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino\n"
+    assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino, tensorrt, torch, oracle\n"

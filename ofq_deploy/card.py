@@ -9,16 +9,17 @@ from typing import Any
 from ofq_deploy.errors import OutputError
 from ofq_deploy.files import sha256, write_text
 from ofq_deploy.images import Preprocessing
-from ofq_deploy.results import Result
+from ofq_deploy.results import Result, command_of
 
 MARKER = "<!-- model card, written by ofq-deploy: a new export or report replaces it -->"
+HEADINGS = {"validate": "Proof and accuracy in {backend}", "parity": "{follower} against {leader}"}
 USAGE = """\
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
-image = Image.open("image.png").convert("{mode}")
-scale = {resize} / min(image.size)
-image = image.resize((int(scale * image.width), int(scale * image.height)), Image.Resampling.{filter})
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("{mode}")
+sides = [int({resize} * side / min(image.size)) for side in image.size]
+image = image.resize(sides, Image.Resampling.{filter})
 left, top = round((image.width - {size}) / 2), round((image.height - {size}) / 2)
 x = np.float32(image.crop((left, top, left + {size}, top + {size}))).reshape({size}, {size}, {channels}) / 255
 x = ((x - np.float32({mean})) / np.float32({std})).transpose(2, 0, 1)[None]
@@ -134,8 +135,8 @@ def _training(manifest: dict[str, Any]) -> str:
 def _measured(result: Result) -> str:
     if "verdict" not in result:
         return ""
-    kind = "Proof and accuracy" if "passed" in result else f"Latency in {result['backend']}"
-    environment = result["environment"]
+    command, environment = command_of(result), result["environment"]
+    kind = f"Latency in {result['backend']}" if command == "bench" else HEADINGS[command].format(**result)
     lines = [f"## {kind}\n\n{result['verdict']}"]
     if "accuracy" in result and "top1" in result["accuracy"]:
         low, high = result["accuracy"]["top1_interval"]
@@ -145,13 +146,15 @@ def _measured(result: Result) -> str:
         )
     lines += [
         f"Batch {row['batch']}: median {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}."
-        for row in (result["model"]["latency_ms"] if "passed" not in result else [])
+        for row in (result["model"]["latency_ms"] if command == "bench" else [])
     ]
+    machine = f"{environment['cpu']}, {environment['cores']} cores"
     packages = environment["packages"]
-    runtime = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino") if name in packages)
-    return "\n".join(
-        [*lines, f"On {environment['cpu']}, {environment['cores']} cores; {runtime}. `{result['command']}`"]
-    )
+    used = "openvino" if result.get("backend") == "openvino" else "onnxruntime"
+    runtime = f"; {used} {packages[used]}" if used in packages else ""
+    if "gpu" in result:
+        machine, runtime = result["gpu"]["name"], f", driver {result['gpu']['driver'] or 'unknown'}"
+    return "\n\n".join([*lines, f"On {machine}{runtime}. `{result['command']}`"])
 
 
 def _limits(target: str) -> str:
@@ -179,5 +182,7 @@ def _usage(name: str, how: Preprocessing) -> str:
 
 
 def _verify(name: str, target: str) -> str:
-    provable = target not in ("fp32", "openvino")
-    return f"ofq-deploy validate {name} --run RUN_FOLDER" if provable else f"ofq-deploy bench {name}"
+    if target == "fp32":
+        return f"ofq-deploy bench {name}"
+    backend = " --backend openvino" if target == "openvino" else ""
+    return f"ofq-deploy validate {name} --run RUN_FOLDER{backend}"

@@ -1,10 +1,11 @@
 """The report as one HTML page: results in, text out. A section appears when its data is there."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import PurePath
 
 from ofq_deploy import sections, speed_sections
 from ofq_deploy.charts import bars, intervals
@@ -36,9 +37,10 @@ def render(title: str, results: Sequence[Result], note: str = "") -> str:
     for result in results:
         if command_of(result) in SHOWN:
             getattr(models[model_of(result) or str(result.get("run"))], command_of(result)).append(result)
+    models = _shortly_named(models)
     many = len(models) > 1
     verdicts = [
-        _verdict(result, f"{name}: " if many else "")
+        _verdict(result, name if many else "")
         for name, model in models.items()
         for result in (*model.validate, *model.parity, *model.bench)
     ]
@@ -55,10 +57,16 @@ def render(title: str, results: Sequence[Result], note: str = "") -> str:
     return document(title, body)
 
 
+def _shortly_named(models: dict[str, _Model]) -> dict[str, _Model]:
+    """The models by the names of their files, where that tells them apart."""
+    names = Counter(PurePath(path).name for path in models)
+    return {name if names[name := PurePath(path).name] == 1 else path: model for path, model in models.items()}
+
+
 def _verdict(result: Result, about: str) -> str:
     state = "" if "passed" not in result else "good" if result["passed"] else "bad"
-    word, colon, rest = str(result["verdict"]).partition(": ") if state else ("", "", str(result["verdict"]))
-    return verdict(state, f"{word}{colon}{about}{rest}")
+    where = str(result["backend"]) if command_of(result) == "bench" else ""
+    return verdict(state, str(result["verdict"]), ", ".join(filter(None, (about, where))))
 
 
 def _overview(models: dict[str, _Model]) -> str:
@@ -72,11 +80,11 @@ def _overview(models: dict[str, _Model]) -> str:
         for validation in model.validate:
             if validation.get("top1_runtime") is not None:
                 row["top-1"] = percent(validation["top1_runtime"])
-                accuracies.append(sections.accuracy_row(name, validation))
+                accuracies.append(sections.accuracy_row(name, validation["accuracy"]))
         for bench in model.bench:
-            row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms"
-            if "speedup" in bench:
-                row["speed"] = f"{bench['speedup'][0]['ratio_of_medians']:.2f}"
+            if "p50" not in row:  # of several runtimes, the one that stands first below
+                row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms, {bench['backend']}"
+                row["speed"] = f"{bench['speedup'][0]['ratio_of_medians']:.2f}" if "speedup" in bench else "-"
         rows.append([name, *(row.get(key, "-") for key in ("bits", "top-1", "file", "p50", "speed"))])
     every = list(models.values())
     accuracy = {v["top1_float"] for model in every for v in model.validate if v.get("top1_float") is not None}
@@ -100,7 +108,7 @@ def _sections(name: str, model: _Model) -> str:
     for validation in model.validate:
         parts += [
             section("Accuracy", *sections.accuracy(validation)),
-            section("Proof", *sections.proof(validation)),
+            section("Beside the reference" if "reference" in validation else "Proof", *sections.proof(validation)),
         ]
     for parity in model.parity:
         parts.append(section(f"{parity['follower']} against {parity['leader']}", *sections.proof(parity)))

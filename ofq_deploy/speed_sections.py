@@ -103,7 +103,7 @@ def arithmetic(bench: Result) -> list[str]:
 def profile(bench: Result) -> list[str]:
     roles = bench["model"].get("profile", {}).get("roles", [])[:ROLES]
     rows = [(row["name"], row["ms"], f"{row['ms']:.3f} ms, {100 * row['share']:.1f} %") for row in roles]
-    return [bars(rows, "Time by role, all blocks together")] if rows else []
+    return [bars(rows, f"Time by role, all blocks together; the {len(rows)} largest")] if rows else []
 
 
 def first_row(bench: Result, role: str) -> dict[str, Any]:
@@ -111,4 +111,6 @@ def first_row(bench: Result, role: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -545,6 +545,7 @@ def _bench_gpu(
                 write_checked(_build(run, "fp32", None), baseline)
             shape = image_shape(path, "model", batches)
             result = bench_tensorrt(path, baseline, batches, shape, report, protocol)
+        result["model"]["sha256"] = sha256(path)
     sizes = [part for batch in batches for part in ("--batch", str(batch))]
     command = ["ofq-deploy", "bench", str(path), "--backend", backend, *sizes, "--seconds", f"{seconds:g}"]
     return {"schema": "ofq-deploy/bench/1", "command": shlex.join(command), **result, "environment": environment()}

@@ -100,15 +100,15 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{_prose(text)}</p>' if text else ""
 
 
-def verdict(word: str, text: str, about: str = "") -> str:
-    """The sentence on top, its first word in colour; word: "good", "bad" or "" when nothing was to be judged.
+def verdict(state: str, word: str, text: str, about: str = "") -> str:
+    """The sentence on top, `word: text`; without a word, the text alone.
 
+    state: "good", "bad" or "" when nothing was to be judged
     about: the model, when there are several
     """
-    first, colon, rest = text.partition(":")
-    strong = f"<strong>{escape(first)}{colon}</strong>{_prose(rest)}" if word and colon else _prose(text)
     small = f'<span class="quiet">{escape(about)}</span><br>' if about else ""
-    return f'<p class="verdict {word}">{small}{strong}</p>'
+    strong = f"<strong>{escape(word)}:</strong> " if word else ""
+    return f'<p class="verdict {state}">{small}{strong}{_prose(text)}</p>'
 
 
 def folded(summary: str, content: str) -> str:

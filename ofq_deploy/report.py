@@ -65,8 +65,11 @@ def _shortly_named(models: dict[str, _Model]) -> dict[str, _Model]:
 
 def _verdict(result: Result, about: str) -> str:
     state = "" if "passed" not in result else "good" if result["passed"] else "bad"
-    where = str(result["backend"]) if command_of(result) == "bench" else ""
-    return verdict(state, str(result["verdict"]), ", ".join(filter(None, (about, where))))
+    is_bench, text = command_of(result) == "bench", str(result["verdict"])
+    word, _, rest = ("", "", text) if is_bench else text.partition(": ")
+    return verdict(
+        state, word if rest else "", rest or text, ", ".join(filter(None, (about, is_bench and result["backend"])))
+    )
 
 
 def _overview(models: dict[str, _Model]) -> str:
@@ -81,7 +84,7 @@ def _overview(models: dict[str, _Model]) -> str:
             if validation.get("top1_runtime") is not None:
                 row["top-1"] = percent(validation["top1_runtime"])
                 accuracies.append(sections.accuracy_row(name, validation["accuracy"]))
-        for bench in model.bench:
+        for bench in _timed(model):
             if "p50" not in row:  # of several runtimes, the one that stands first below
                 row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms, {bench['backend']}"
                 row["speed"] = f"{bench['speedup'][0]['ratio_of_medians']:.2f}" if "speedup" in bench else "-"
@@ -127,6 +130,11 @@ def _sections(name: str, model: _Model) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _timed(model: _Model) -> list[Result]:
+    """Those with a latency: on a GPU no form may have been right, and then none was timed."""
+    return [bench for bench in model.bench if bench["model"]["latency_ms"]]
+
+
 def _figures(model: _Model) -> str:
     """What one wants to know first, large."""
     rows = []
@@ -142,7 +150,7 @@ def _figures(model: _Model) -> str:
         size = contents["file_bytes"]
         beside = f"{FLOAT}: {floats[0] / size:.1f} times as large" if floats else f"{size:,} bytes"
         rows.append(("File", f"{size / 1000:,.0f} kB", beside))
-    for bench in model.bench:
+    for bench in _timed(model):
         first = first_row(bench, "model")
         what = f"Median, batch {first['batch']}, {bench['backend']}"
         name = role_name(bench, "baseline")

@@ -8,35 +8,55 @@ from ofq_deploy.results import Result
 
 FLOAT = "float model"
 ROLES = 12  # of a profile
+PRODUCTS = ("integer", "float", "small")
+COUNTED = ("integer products", "float products", "small ones")
 
 
 def speed(bench: Result) -> list[str]:
     """Ratios with their intervals, distributions of calls, and what loading and running takes."""
-    roles = [(role, role_name(bench, role)) for role in ("model", "baseline") if role in bench]
+    roles = [(role, role_name(bench, role)) for role in ("model", "baseline", "float32") if role in bench]
     lines, rows = _ratios(bench), []
     for index, own in enumerate(bench["model"]["latency_ms"]):
-        measured = [(name, bench[role]["latency_ms"][index]) for role, name in roles]
+        timed = [(name, bench[role]["latency_ms"][index]) for role, name in roles]
+        measured = [(row.get("form", name), row) for name, row in timed]
         sampled = [
             (f"{name}, batch {row['batch']}", row["samples"], {key: row[key] for key in ("p50", "p90", "p99")})
             for name, row in measured
             if row.get("samples")
         ]
         if sampled:
-            lines.append(distributions(sampled, "ms", f"{role_name(bench, 'baseline')}, batch {own['batch']}"))
+            other = measured[1][0] if len(measured) > 1 else ""
+            lines.append(distributions(sampled, "ms", f"{other}, batch {own['batch']}"))
         ratios = {entry["batch"]: f"{entry['ratio_of_medians']:.2f}" for entry in bench.get("speedup", [])}
         for name, row in measured:
             numbers = [f"{row[key]:.3f}" for key in ("p50", "p90", "p99")]
             ratio = ratios.get(row["batch"], "-") if row is own else "-"
             rows.append([name, str(row["batch"]), *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", ratio])
-    lines.append(table(["", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"], rows))
+    lines.append(table(["", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"], rows) if rows else "")
+    faults = [paragraph(f"Fault: {fault}", "fault") for fault in bench.get("faults", [])]
+    return [*lines, _costs(bench, roles), *faults, paragraph(_conditions(bench), "quiet")]
+
+
+def _costs(bench: Result, roles: list[tuple[str, str]]) -> str:
+    """What a file takes to load and run, or what an engine is; and what either multiplies."""
     rows = []
+    if "executed" in bench["model"]:
+        for role, name in roles:
+            entry, run = bench[role], bench[role]["executed"]
+            products = [str(run[key]) for key in PRODUCTS]
+            costs = [f"{entry['file_bytes']:,}", f"{entry['load_ms']:.0f}", f"{entry['peak_mb']:.1f}"]
+            rows.append([name, *costs, *products])
+        return table(["", "file, bytes", "load, ms", "memory, MB", *COUNTED], rows)
     for role, name in roles:
-        entry, run = bench[role], bench[role]["executed"]
-        products = [str(run[key]) for key in ("integer", "float", "small")]
-        costs = [f"{entry['file_bytes']:,}", f"{entry['load_ms']:.0f}", f"{entry['peak_mb']:.1f}"]
-        rows.append([name, *costs, *products])
-    head = ["", "file, bytes", "load, ms", "memory, MB", "integer products", "float products", "small ones"]
-    return [*lines, table(head, rows), paragraph(_conditions(bench), "quiet")]
+        for engine in bench[role].get("batches", []):
+            compared, run = engine["against_onnxruntime"], engine["products"]
+            worst = compared["worst_logit_difference"]
+            logits = [
+                f"{compared['same_prediction']} of {compared['images']}",
+                "not finite" if worst is None else f"{worst:.1e}",
+            ]
+            rows.append([f"{name}, batch {engine['batch']}", *(str(run[key]) for key in PRODUCTS), *logits])
+    return table(["engine", *COUNTED, "as in ONNX Runtime", "logits off by"], rows) if rows else ""
 
 
 def _ratios(bench: Result) -> list[str]:
@@ -59,11 +79,17 @@ def role_name(bench: Result, role: str) -> str:
     """What a measured model is called; empty when there is none in that role."""
     if role == "model":
         return "this model"
-    path = str(bench.get("baseline", {}).get("path", ""))
+    path = str(bench.get(role, {}).get("path", ""))
     return FLOAT if path == "the run's float model" else path
 
 
 def _conditions(bench: Result) -> str:
+    if "gpu" in bench:
+        gpu = bench["gpu"]
+        return (
+            f"Measured on {gpu['name']}, compute capability {gpu['capability']}, driver {gpu['driver'] or 'unknown'}, as CUDA "
+            "graphs, in turn with the baseline."
+        )
     texts = [f"threads: {bench['threads']}"]
     if "conditions" in bench:
         texts += [f"{name}: {plain(value)}" for name, value in bench["conditions"].items() if name != "threads"]

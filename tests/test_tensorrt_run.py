@@ -19,6 +19,7 @@ from ofq_deploy import api
 from ofq_deploy.cli import app
 from ofq_deploy.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.files import sha256
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import Arrays, logits
 from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt, tensorrt_bench, tensorrt_build
@@ -30,6 +31,7 @@ from ofq_deploy.runtime_tests.rounds import Protocol
 from ofq_deploy.runtime_tests.runners import open_runner
 from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, count_products, inspected_layers
 from tests.fake_tensorrt import FakeStream, FakeTensorRT
+from tests.test_schemas import check
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0")
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=2, samples=2, calls=4)
@@ -235,9 +237,36 @@ def test_bench_exits_3_when_nothing_ran_in_integers(
     assert "0 of 2 products run in integers" in failed.stdout
     assert passed.exit_code == 0
     document = json.loads(passed.stdout)
-    assert document["schema"] == "ofq-deploy/bench/1"
+    check(document)
+    assert document["model"]["sha256"] == sha256(model)
     assert document["gpu"]["name"] == "NVIDIA H100"
     assert document["model"]["batches"][0]["products"]["kernels"] == {"sm90_i8i8": 1}
+
+
+def test_bench_is_told_on_a_page_and_on_the_card(
+    trt: FakeTensorRT, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its result is kept in the run folder too, where `report` finds it."""
+    monkeypatch.setattr("ofq_deploy.runtime_tests.rounds.Protocol", lambda seconds: QUICK)
+    page, run = tmp_path / "page.html", model.parent
+    arguments = ["bench", str(model), "--backend", "tensorrt", "--seconds", "0", "--quiet", "--report", str(page)]
+    done = CliRunner().invoke(app, arguments)
+    api.report(run, output=tmp_path / "all.html")
+    kept = json.loads((run / "model.tensorrt.bench.tensorrt.json").read_text())
+    (run / "model.tensorrt.bench.tensorrt.json").unlink()
+
+    assert done.exit_code == 0, done.output
+    check(kept)
+    for text in (page.read_text(), (tmp_path / "all.html").read_text()):
+        for words in (
+            "Speed in tensorrt",
+            "1 of 1 products run in integers",
+            "NVIDIA H100",
+            "the float model in float16",
+        ):
+            assert words in text
+        assert f"{kept['model']['latency_ms'][0]['p50']:.3f}" in text
+    assert "## Latency in tensorrt" in model.with_suffix(".md").read_text()
 
 
 def test_without_a_package_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,10 +21,13 @@ from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.frozen import Frozen, load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
-from ofq_deploy.runtime_tests import torch_cuda
+from ofq_deploy.report import render
+from ofq_deploy.results import stamped, to_json
+from ofq_deploy.runtime_tests import cuda, torch_cuda
 from ofq_deploy.runtime_tests.int8_block import Block, check_block, check_int8, product
 from ofq_deploy.runtime_tests.rounds import Protocol, wall_timer
 from ofq_deploy.runtime_tests.torch_cuda import Lane, bench_torch_cuda, block_products, compiled_block
+from tests.test_schemas import check
 
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=1, samples=1, calls=2)
 CPU = Lane("cpu", wall_timer)
@@ -149,7 +152,16 @@ def test_bench_times_what_is_exact(either: Frozen) -> None:
     assert [row["batch"] for row in result["speedup"]] == [1, 2]
     assert [row["form"] for row in result["model"]["latency_ms"]] == ["torch._int_mm"] * 2
     assert result["verdict"].endswith("not TensorRT")
-    json.dumps(result)
+    check(_on_a_gpu(result))
+    page = render("title", [_on_a_gpu(result)])
+    assert f"{result['model']['latency_ms'][0]['p50']:.3f}" in page
+    assert all(row["form"] in page for row in result["baseline"]["latency_ms"])
+
+
+def _on_a_gpu(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as the command gives it."""
+    gpu = asdict(cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0"))
+    return dict(json.loads(to_json(stamped("bench", "ofq-deploy bench", result | {"gpu": gpu}))))
 
 
 @pytest.mark.parametrize("wrong", ["codes", "sums"])
@@ -173,6 +185,8 @@ def test_what_is_not_exact_is_a_fault_and_is_not_timed(
         assert "torch._int_mm of a block at batch 1 codes differ from the oracle's" in result["faults"]
     timed = {name for row in result["products"] for name in row["latency_ms"]}
     assert f"torch._int_mm to {form}" not in timed
+    check(_on_a_gpu(result))
+    assert "Fault: torch._int_mm" in render("title", [_on_a_gpu(result)])
 
 
 def test_codes_beyond_int8_are_refused(frozen: Frozen) -> None:

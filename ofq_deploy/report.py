@@ -65,11 +65,11 @@ def _shortly_named(models: dict[str, _Model]) -> dict[str, _Model]:
 
 def _verdict(result: Result, about: str) -> str:
     state = "" if "passed" not in result else "good" if result["passed"] else "bad"
-    is_bench, text = command_of(result) == "bench", str(result["verdict"])
-    word, _, rest = ("", "", text) if is_bench else text.partition(": ")
-    return verdict(
-        state, word if rest else "", rest or text, ", ".join(filter(None, (about, is_bench and result["backend"])))
-    )
+    text, runtime = str(result["verdict"]), ""
+    word, _, rest = text.partition(": ")
+    if command_of(result) == "bench":
+        word, rest, runtime = "", text, str(result["backend"])
+    return verdict(state, word if rest else "", rest or text, ", ".join(filter(None, (about, runtime))))
 
 
 def _overview(models: dict[str, _Model]) -> str:

@@ -1,5 +1,6 @@
 """The parts of a report that tell of speed: ratios, distributions, arithmetic, profile. A part appears when its data is there."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ofq_deploy.charts import bars, distributions, intervals
@@ -37,7 +38,7 @@ def speed(bench: Result) -> list[str]:
     return [*lines, _costs(bench, roles), *faults, paragraph(_conditions(bench), "quiet")]
 
 
-def _costs(bench: Result, roles: list[tuple[str, str]]) -> str:
+def _costs(bench: Result, roles: Sequence[tuple[str, str]]) -> str:
     """What a file takes to load and run, or what an engine is; and what either multiplies."""
     rows = []
     if "executed" in bench["model"]:

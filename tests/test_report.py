@@ -29,6 +29,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.report import render
 from ofq_deploy.results import keep, to_json
 from ofq_deploy.runtime_tests.model_file import open_model
+from ofq_deploy.verdicts import validation_verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
@@ -240,6 +241,13 @@ def test_a_negative_verdict_is_told_first_and_every_fault(results: list[Result])
     assert '<p class="verdict bad"><strong>Not proven:</strong> a &amp; b.</p>' in page
     assert "Fault: a &amp; b" in page
     assert "Fault: c" in page
+
+
+@pytest.mark.parametrize(("flips", "end"), [(0, "2 images."), (3, "2 images, after following 3 rounding ties.")])
+def test_a_comparison_with_golden_data_tells_the_ties_that_it_followed(flips: int, end: str) -> None:
+    golden = {"faults": [], "golden": "g.npz", "images": 2, "blocks": [{"flips": []}, {"flips": [{}] * flips}]}
+
+    assert validation_verdict(golden) == f"Proven: the run computes what the official code computed on {end}"
 
 
 def test_models_stand_beside_one_another(results: list[Result]) -> None:

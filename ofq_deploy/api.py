@@ -477,7 +477,7 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
 def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
     """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
 
-    Takes any ONNX file. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
+    Takes any ONNX file but ours for other targets. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
     Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
     """
     from ofq_deploy.runtime_tests.tensorrt_check import check as check_engine

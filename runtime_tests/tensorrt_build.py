@@ -22,6 +22,7 @@ LAYER = re.compile(
 )
 DTYPE = re.compile(r"Datatype: (\w+)")
 ORIGIN = re.compile(r"\[ONNX Layer: ([^\x1f]*)\]")
+CUDA_COMPLAINT = "[checkMacros.cpp::catchCudaError"  # of a missing driver, behind whatever is wrong with the file
 UINT8_WARNING = "with UINT8 zero_point only on DLA"  # it goes on with int8, and other numbers
 
 
@@ -178,7 +179,8 @@ def _add_profile(where: str, builder: Any, network: Any, config: Any, batches: t
 
 def _refusal(parser: Any) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3])
+    texts = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3]]
+    return "; ".join(text.partition(CUDA_COMPLAINT)[0].strip() for text in texts)
 
 
 def _refuse_uint8(where: str, records: list[tuple[str, str]]) -> None:

@@ -72,7 +72,7 @@ def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
     parts = [
         MARKER,
         f"# {name}",
-        _what(described.target, described.quantization),
+        _what(described.target, described.quantization, trained=bool(manifest.get("results"))),
         _contents(api.inspect(model)),
         _inputs(described.preprocessing, described.labels),
         _training(manifest),
@@ -84,7 +84,9 @@ def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(target: str, quantization: dict[str, Any]) -> str:
+def _what(target: str, quantization: dict[str, Any], trained: bool) -> str:
+    if target == "fp32" and not trained:
+        return "A vision transformer in float32: an imported checkpoint's latent weights, which nobody trained to be used so."
     if target == "fp32":
         return "A vision transformer in float32: the model that a quantized one of the same run started from."
     q = quantization

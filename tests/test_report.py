@@ -563,6 +563,16 @@ def test_the_float_model_has_a_card_of_its_own(tiny_run: Path, tmp_path: Path) -
     assert "ofq-deploy validate" not in text
 
 
+def test_the_float_model_of_an_imported_checkpoint_is_called_what_it_is(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "imported", ignore=shutil.ignore_patterns("model.*"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"results": {}}))
+    text = card_path(api.export(run, target="fp32")).read_text()
+
+    assert "an imported checkpoint's latent weights" in text
+    assert "started from" not in text
+
+
 def test_a_report_brings_the_card_up_to_date(results: list[Result], run_copy: Path) -> None:
     _kept(run_copy, results)
     api.report(run_copy)

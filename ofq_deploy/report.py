@@ -12,7 +12,7 @@ from ofq_deploy.charts import bars, intervals
 from ofq_deploy.pages import commands, document, figures, paragraph, section, table, verdict
 from ofq_deploy.results import Result, command_of, model_of
 from ofq_deploy.sections import percent
-from ofq_deploy.speed_sections import FLOAT, first_row, plain, role_name
+from ofq_deploy.speed_sections import FLOAT, first_row, plain, ratio, role_name
 
 SHOWN = ("validate", "parity", "bench", "inspect")
 
@@ -87,7 +87,7 @@ def _overview(models: dict[str, _Model]) -> str:
         for bench in _timed(model):
             if "p50" not in row:  # of several runtimes, the one that stands first below
                 row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms, {bench['backend']}"
-                row["speed"] = f"{bench['speedup'][0]['ratio_of_medians']:.2f}" if "speedup" in bench else "-"
+                row["speed"] = ratio(bench["speedup"][0]) if "speedup" in bench else "-"
         rows.append([name, *(row.get(key, "-") for key in ("bits", "top-1", "file", "p50", "speed"))])
     every = list(models.values())
     accuracy = {v["top1_float"] for model in every for v in model.validate if v.get("top1_float") is not None}

@@ -28,14 +28,19 @@ def speed(bench: Result) -> list[str]:
         if sampled:
             other = measured[1][0] if len(measured) > 1 else ""
             lines.append(distributions(sampled, "ms", f"{other}, batch {own['batch']}"))
-        ratios = {entry["batch"]: f"{entry['ratio_of_medians']:.2f}" for entry in bench.get("speedup", [])}
+        ratios = {entry["batch"]: ratio(entry) for entry in bench.get("speedup", [])}
         for name, row in measured:
             numbers = [f"{row[key]:.3f}" for key in ("p50", "p90", "p99")]
-            ratio = ratios.get(row["batch"], "-") if row is own else "-"
-            rows.append([name, str(row["batch"]), *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", ratio])
+            speed = ratios.get(row["batch"], "-") if row is own else "-"
+            rows.append([name, str(row["batch"]), *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", speed])
     lines.append(table(["", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"], rows) if rows else "")
     faults = [paragraph(f"Fault: {fault}", "fault") for fault in bench.get("faults", [])]
     return [*lines, _costs(bench, roles), *faults, paragraph(_conditions(bench), "quiet")]
+
+
+def ratio(row: dict[str, Any]) -> str:
+    """The ratio of medians; one that allows no conclusion says so wherever it stands."""
+    return f"{row['ratio_of_medians']:.2f}{'' if row.get('conclusive', True) else ', not conclusive'}"
 
 
 def _costs(bench: Result, roles: Sequence[tuple[str, str]]) -> str:

@@ -171,6 +171,8 @@ def test_the_numbers_are_there(results: list[Result]) -> None:
         expected.append(f"{bench[role]['file_bytes']:,} {bench[role]['load_ms']:.0f} {bench[role]['peak_mb']:.1f}")
         expected.append(f"{run['integer']} {run['float']} {run['small']}")
     expected += [f"{row['ratio_of_medians']:.2f} (0.51 to 0.73)" for row in bench["speedup"]]
+    noisy = bench["model"]["latency_ms"][1]
+    expected.append(f"{noisy['calls']} {bench['speedup'][1]['ratio_of_medians']:.2f}, not conclusive")
     expected += ["Too noisy to conclude: batch 4.", "affinity: 0, 1", "1 of 4 samples lie beyond"]
     expected += ["1,234,567", "7,654,321", "420.0 GMAC/s", "110.0 GMAC/s", "0.0123 ms", "45.6 times"]
     expected += [f"{kind} {size:,} B" for kind, size in contents["bytes_by_kind"].items()]

@@ -419,7 +419,10 @@ def test_validate_against_a_frozen_file_alone_needs_no_torch(run_copy: Path, tmp
         ),
         (["absent.toml"], "cannot read recipe absent.toml: No such file or directory"),
         (["--device", "tpu"], "no device 'tpu'; there are auto, cpu and cuda"),
-        (["--data", "absent"], "no data set 'absent': it is neither 'digits', nor a folder of images, nor a .csv file"),
+        (
+            ["--data", "absent"],
+            "no data set 'absent': it is neither 'digits', nor a folder of images, nor a .csv or .parquet file, nor hf:NAME",
+        ),
         (["--data", "empty"], "HERE/empty holds no images; expected one folder of images per class"),
         (["-o", "file"], "file exists already; pass --force to replace it or -o for another place"),
     ],

@@ -253,7 +253,7 @@ def validate(
     report = report or Reporter()
     if golden is not None:
         if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
-            raise DataError("golden data is compared with the run alone; leave --data, --max-drop and --run out")
+            raise DataError("golden data is compared with the run alone; leave the options of other comparisons out")
         return judged(validate_golden(subject, Path(golden), report))
     for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
         if value is not None and not value >= 0:  # as nothing exceeds a NaN
@@ -476,7 +476,7 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
 def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
     """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
 
-    Takes any ONNX file. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
+    Takes any ONNX file but ours for other targets. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
     Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
     """
     from ofq_deploy.runtime_tests.tensorrt_check import check as check_engine

@@ -12,13 +12,14 @@ from ofq_deploy.images import Preprocessing
 from ofq_deploy.results import Result, command_of
 
 MARKER = "<!-- model card, written by ofq-deploy: a new export or report replaces it -->"
+HEADINGS = {"validate": "Proof and accuracy in {backend}", "parity": "{follower} against {leader}"}
 USAGE = """\
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
-image = Image.open("image.png").convert("{mode}")
-scale = {resize} / min(image.size)
-image = image.resize((int(scale * image.width), int(scale * image.height)), Image.Resampling.{filter})
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("{mode}")
+sides = [int({resize} * side / min(image.size)) for side in image.size]
+image = image.resize(sides, Image.Resampling.{filter})
 left, top = round((image.width - {size}) / 2), round((image.height - {size}) / 2)
 x = np.float32(image.crop((left, top, left + {size}, top + {size}))).reshape({size}, {size}, {channels}) / 255
 x = ((x - np.float32({mean})) / np.float32({std})).transpose(2, 0, 1)[None]
@@ -71,7 +72,7 @@ def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
     parts = [
         MARKER,
         f"# {name}",
-        _what(described.target, described.quantization),
+        _what(described.target, described.quantization, trained=bool(manifest.get("results"))),
         _contents(api.inspect(model)),
         _inputs(described.preprocessing, described.labels),
         _training(manifest),
@@ -83,7 +84,9 @@ def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _what(target: str, quantization: dict[str, Any]) -> str:
+def _what(target: str, quantization: dict[str, Any], trained: bool) -> str:
+    if target == "fp32" and not trained:
+        return "A vision transformer in float32: an imported checkpoint's latent weights, which nobody trained to be used so."
     if target == "fp32":
         return "A vision transformer in float32: the model that a quantized one of the same run started from."
     q = quantization
@@ -134,9 +137,9 @@ def _training(manifest: dict[str, Any]) -> str:
 def _measured(result: Result) -> str:
     if "verdict" not in result:
         return ""
-    measured = command_of(result) in ("bench", "bench-gpu")
-    kind = f"Latency in {result['backend']}" if measured else "Proof and accuracy"
-    environment = result["environment"]
+    command, environment = command_of(result), result["environment"]
+    measured = command in ("bench", "bench-gpu")
+    kind = f"Latency in {result['backend']}" if measured else HEADINGS[command].format(**result)
     lines = [f"## {kind}\n\n{result['verdict']}"]
     if "accuracy" in result and "top1" in result["accuracy"]:
         low, high = result["accuracy"]["top1_interval"]
@@ -148,12 +151,13 @@ def _measured(result: Result) -> str:
         f"Batch {row['batch']}: median {row['p50']:.3f} ms, p90 {row['p90']:.3f}, p99 {row['p99']:.3f}."
         for row in (result["model"]["latency_ms"] if measured else [])
     ]
+    machine = f"{environment['cpu']}, {environment['cores']} cores"
     packages = environment["packages"]
-    runtime = ", ".join(f"{name} {packages[name]}" for name in ("onnxruntime", "openvino") if name in packages)
-    where = (
-        result["gpu"]["name"] if "gpu" in result else f"{environment['cpu']}, {environment['cores']} cores; {runtime}"
-    )
-    return "\n".join([*lines, f"On {where}. `{result['command']}`"])
+    used = "openvino" if result.get("backend") == "openvino" else "onnxruntime"
+    runtime = f"; {used} {packages[used]}" if used in packages else ""
+    if "gpu" in result:
+        machine, runtime = result["gpu"]["name"], f", driver {result['gpu']['driver'] or 'unknown'}"
+    return "\n\n".join([*lines, f"On {machine}{runtime}. `{result['command']}`"])
 
 
 def _limits(target: str) -> str:
@@ -181,5 +185,7 @@ def _usage(name: str, how: Preprocessing) -> str:
 
 
 def _verify(name: str, target: str) -> str:
-    provable = target not in ("fp32", "openvino")
-    return f"ofq-deploy validate {name} --run RUN_FOLDER" if provable else f"ofq-deploy bench {name}"
+    if target == "fp32":
+        return f"ofq-deploy bench {name}"
+    backend = " --backend openvino" if target == "openvino" else ""
+    return f"ofq-deploy validate {name} --run RUN_FOLDER{backend}"

@@ -21,6 +21,7 @@ NEGATIVE = 3
 app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
     help="Low-bit vision transformers: train, export, prove and measure.",
 )
 
@@ -47,7 +48,7 @@ def main() -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
-        code = _complain(f"{error.format_message()}; see ofq-deploy --help", 2)
+        code = _complain(f"{error.format_message().rstrip('.')}; see ofq-deploy --help", 2)
     raise SystemExit(code)
 
 
@@ -80,9 +81,9 @@ def demo(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Teacher, W4A4 and W2A2 students, export, proof, bench and report.
+    """Train two small models, export, prove, bench and report them.
 
-    Trains on the handwritten digits that scikit-learn ships; a few minutes on two cores.
+    A float teacher, a W4A4 and a W2A2 student of the handwritten digits that scikit-learn ships; a few minutes on two cores.
 
     Example: ofq-deploy demo -o runs/demo
     """
@@ -254,7 +255,9 @@ def validate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prove that a model computes what training computed, and measure its accuracy; exit 3 if it does not.
+    """Prove a model against its training, and measure its accuracy.
+
+    Every operator must give training's codes. Exit 3 if one does not, or if --max-drop is exceeded.
 
     A model from elsewhere is compared with the float model that it was quantized from: accuracy, and tensor by tensor.
 
@@ -267,7 +270,7 @@ def validate(
     from ofq_deploy import api
 
     _refuse(output, force)
-    _refuse(page, force)
+    _refuse(page, force, output)
     result = api.validate(
         subject,
         run=run,
@@ -310,7 +313,9 @@ def parity(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare two runners of one model, operator by operator and in free runs; exit 3 if they differ beyond ties.
+    """Compare two runners of one model, operator by operator.
+
+    Then both run freely. Exit 3 if they differ beyond rounding ties.
 
     Example: ofq-deploy parity --leader ort-cpu --follower ort-cpu:plain
     """
@@ -333,7 +338,9 @@ def predict(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """The five likeliest labels of each image, by ONNX Runtime, without torch.
+    """Print the five likeliest labels of each image.
+
+    By ONNX Runtime, without torch.
 
     Example: ofq-deploy predict seven.png --model runs/digits-w4a4/model.portable.onnx
     """
@@ -363,7 +370,9 @@ def package(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a folder to serve a model from, with labels, preprocessing and instructions.
+    """Write a folder to serve a model from.
+
+    It holds the model, its labels and preprocessing, and instructions.
 
     Example: ofq-deploy package runs/digits-w4a4 --for ort -o served
     """
@@ -400,9 +409,9 @@ def bench(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Latency, load time, memory, arithmetic and executed operators, interleaved with a float baseline.
+    """Measure a model's speed, in turn with a float baseline.
 
-    A speed-up is the ratio of median wall times with a 95 % interval; where that is wide, it says so.
+    Latency, load time, memory, arithmetic and executed operators. A speed-up is the ratio of median wall times with a 95 % interval; where that is wide, it says so.
 
     The result of a model in a run folder is kept beside it, as MODEL.bench.BACKEND.json, for: ofq-deploy report
 
@@ -414,7 +423,7 @@ def bench(
     cpus = [] if affinity is None else affinity.split(",")
     if not all(cpu.isdecimal() for cpu in cpus):
         raise typer.BadParameter(f"{affinity!r} is no list of CPU numbers, such as 0,1", param_hint="--affinity")
-    _refuse(page, force)
+    _refuse(page, force, output)
     result = api.bench(
         model,
         backend=backend,
@@ -443,9 +452,9 @@ def report(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """One HTML page about all results in a folder and the models there; model cards are brought up to date.
+    """Write one HTML page about all results in a folder.
 
-    Results are those that validate and bench kept in a run folder, or wrote with -o.
+    It tells of the models there too, whose cards are brought up to date. Results are those that validate and bench kept in a run folder, or wrote with -o.
 
     Example: ofq-deploy report runs/digits-w4a4 -o report.html
     """
@@ -467,9 +476,10 @@ def lint(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List what a runtime would refuse (hard), compute wrong or not in integers (slow), with its cause and cure.
+    """List what keeps a model from exact, fast integers on a target.
 
-    A hint is a fault only elsewhere. Exit 3 if there is any finding.
+    Each with its cause and cure: what the runtime would refuse (hard), compute wrong (wrong) or not in integers (slow). A
+    hint is a fault only elsewhere. Exit 3 if there is any finding.
 
     Example: ofq-deploy lint model.onnx --target tensorrt
     """
@@ -493,9 +503,9 @@ def check(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build a TensorRT engine, and list every quantized product that it would not compute in int8; exit 3 if there is any.
+    """Build a TensorRT engine, and see which products are int8.
 
-    TensorRT-RTX builds without a GPU. The engine is thrown away: it belongs to a version and to kinds of GPU.
+    Exit 3 if a quantized product is not. TensorRT-RTX builds without a GPU. The engine is thrown away: it belongs to a version and to kinds of GPU.
 
     A model that quantizes no product at all fails, too.
 
@@ -517,7 +527,9 @@ def inspect(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """A table of layers: shape, bits trained, stored and computed, bytes, activation steps.
+    """Show each layer's bits trained, stored and computed.
+
+    And its shape, bytes and activation steps.
 
     Example: ofq-deploy inspect runs/digits-w2a2
     """
@@ -537,7 +549,7 @@ def doctor(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Versions, CPU features that matter, and which backends can run here.
+    """Show versions, CPU features and which backends can run here.
 
     Example: ofq-deploy doctor --json
     """
@@ -564,8 +576,11 @@ def _reporter(quiet: bool) -> Any:
     return Reporter(quiet)
 
 
-def _refuse(output: Path | None, force: bool) -> None:
+def _refuse(output: Path | None, force: bool, other: Path | None = None) -> None:
+    """Refuse an output that is in the way, before the work is done; `other`: the command's other output."""
     if output is not None:
+        if other is not None and output.resolve() == other.resolve():
+            raise typer.BadParameter(f"{output} cannot hold the page and the JSON object", param_hint="--report")
         from ofq_deploy.files import refuse_existing
 
         refuse_existing(output, force)

@@ -69,8 +69,10 @@ def _open_witness(name: str, found: Subject, frozen: Frozen) -> "Runner":
         return Oracle(frozen)
     kind, _, variant = name.partition(":")
     if kind != "torch":
+        from ofq_deploy.runtime_tests.runners import check_backend
         from ofq_deploy.runtime_tests.tapped import open_tapped
 
+        check_backend(name.partition("@")[0].removesuffix(":plain"), ("torch", "oracle"))
         return open_tapped(name, found.model.path, frozen)
     import torch
 

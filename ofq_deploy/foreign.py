@@ -102,7 +102,9 @@ def validate_foreign(
         )
     if max_drop is not None and result["drop_points"] > max_drop:
         faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
-    verdict = "computes what its reference does, within the tolerance" if not faults else "; ".join(faults)
+    verdict = f"Failed: {'; '.join(faults)}."
+    if not faults:
+        verdict = "Passed: every operator computes what the reference's does, within the tolerance."
     return result | {"passed": not faults, "faults": faults, "verdict": verdict}
 
 

@@ -22,7 +22,7 @@ p { margin: .5rem 0; max-width: 46rem; } .quiet, figcaption { color: var(--quiet
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; margin: 1rem 0; }
 .figures div { background: var(--soft); border-radius: .4rem; padding: .6rem .8rem; }
 .figures dt, .figures dd + dd { color: var(--quiet); font-size: .8125rem; }
-.figures dd { margin: 0; } .figures dt + dd { font-size: 1.35rem; font-weight: 600; line-height: 1.3; }
+.figures div:only-child { max-width: 15rem; } .figures dd { margin: 0; } .figures dt + dd { font-size: 1.35rem; font-weight: 600; line-height: 1.3; }
 .wide { overflow-x: auto; margin: .5rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9375rem; }
 .wide table { min-width: 100%; }
@@ -100,11 +100,15 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{_prose(text)}</p>' if text else ""
 
 
-def verdict(word: str, text: str) -> str:
-    """The sentence on top; word: "good", "bad" or "" when nothing was to be judged."""
-    first, colon, rest = text.partition(":")
-    strong = f"<strong>{escape(first)}{colon}</strong>{_prose(rest)}" if word else _prose(text)
-    return f'<p class="verdict {word}">{strong}</p>'
+def verdict(state: str, word: str, text: str, about: str = "") -> str:
+    """The sentence on top, `word: text`; without a word, the text alone.
+
+    state: "good", "bad" or "" when nothing was to be judged
+    about: the model, when there are several
+    """
+    small = f'<span class="quiet">{escape(about)}</span><br>' if about else ""
+    strong = f"<strong>{escape(word)}:</strong> " if word else ""
+    return f'<p class="verdict {state}">{small}{strong}{_prose(text)}</p>'
 
 
 def folded(summary: str, content: str) -> str:

@@ -1,17 +1,18 @@
 """The report as one HTML page: results in, text out. A section appears when its data is there."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import PurePath
 
 from ofq_deploy import sections, speed_sections
 from ofq_deploy.charts import bars, intervals
 from ofq_deploy.pages import commands, document, figures, paragraph, section, table, verdict
 from ofq_deploy.results import Result, command_of, model_of
 from ofq_deploy.sections import percent
-from ofq_deploy.speed_sections import FLOAT, first_row, plain, role_name
+from ofq_deploy.speed_sections import FLOAT, first_row, plain, ratio, role_name
 
 SHOWN = ("validate", "parity", "bench", "bench-gpu", "inspect")
 
@@ -38,9 +39,10 @@ def render(title: str, results: Sequence[Result], note: str = "") -> str:
         if command_of(result) in SHOWN:
             model = models[model_of(result) or str(result.get("run"))]
             getattr(model, command_of(result).replace("-", "_")).append(result)
+    models = _shortly_named(models)
     many = len(models) > 1
     verdicts = [
-        _verdict(result, f"{name}: " if many else "")
+        _verdict(result, name if many else "")
         for name, model in models.items()
         for result in (*model.validate, *model.parity, *model.bench, *model.bench_gpu)
     ]
@@ -57,12 +59,23 @@ def render(title: str, results: Sequence[Result], note: str = "") -> str:
     return document(title, body)
 
 
+def _shortly_named(models: dict[str, _Model]) -> dict[str, _Model]:
+    """The models by the names of their files, where that tells them apart."""
+    names = Counter(PurePath(path).name for path in models)
+    return {name if names[name := PurePath(path).name] == 1 else path: model for path, model in models.items()}
+
+
 def _verdict(result: Result, about: str) -> str:
-    """A passed bench is no proof: it only tells."""
-    judged = "passed" in result and not (command_of(result) == "bench-gpu" and result["passed"])
+    """A passed bench on a GPU is no proof: it only tells."""
+    command, text, runtime = command_of(result), str(result["verdict"]), ""
+    judged = "passed" in result and not (command == "bench-gpu" and result["passed"])
     state = "" if not judged else "good" if result["passed"] else "bad"
-    word, colon, rest = str(result["verdict"]).partition(": ") if state else ("", "", str(result["verdict"]))
-    return verdict(state, f"{word}{colon}{about}{rest}")
+    word, _, rest = text.partition(": ")
+    if command in ("bench", "bench-gpu"):
+        runtime = str(result["backend"])
+    if command == "bench" or not judged:
+        word, rest = "", text
+    return verdict(state, word if rest else "", rest or text, ", ".join(filter(None, (about, runtime))))
 
 
 def _overview(models: dict[str, _Model]) -> str:
@@ -76,11 +89,11 @@ def _overview(models: dict[str, _Model]) -> str:
         for validation in model.validate:
             if validation.get("top1_runtime") is not None:
                 row["top-1"] = percent(validation["top1_runtime"])
-                accuracies.append(sections.accuracy_row(name, validation))
-        for bench in model.bench:
-            row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms"
-            if "speedup" in bench:
-                row["speed"] = f"{bench['speedup'][0]['ratio_of_medians']:.2f}"
+                accuracies.append(sections.accuracy_row(name, validation["accuracy"]))
+        for bench in _timed(model):
+            if "p50" not in row:  # of several runtimes, the one that stands first below
+                row["p50"] = f"{first_row(bench, 'model')['p50']:.3f} ms, {bench['backend']}"
+                row["speed"] = ratio(bench["speedup"][0]) if "speedup" in bench else "-"
         rows.append([name, *(row.get(key, "-") for key in ("bits", "top-1", "file", "p50", "speed"))])
     every = list(models.values())
     accuracy = {v["top1_float"] for model in every for v in model.validate if v.get("top1_float") is not None}
@@ -104,7 +117,7 @@ def _sections(name: str, model: _Model) -> str:
     for validation in model.validate:
         parts += [
             section("Accuracy", *sections.accuracy(validation)),
-            section("Proof", *sections.proof(validation)),
+            section("Beside the reference" if "reference" in validation else "Proof", *sections.proof(validation)),
         ]
     for parity in model.parity:
         parts.append(section(f"{parity['follower']} against {parity['leader']}", *sections.proof(parity)))
@@ -125,6 +138,11 @@ def _sections(name: str, model: _Model) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def _timed(model: _Model) -> list[Result]:
+    """Those with a latency: on a GPU no form may have been right, and then none was timed."""
+    return [bench for bench in model.bench if bench["model"]["latency_ms"]]
+
+
 def _figures(model: _Model) -> str:
     """What one wants to know first, large."""
     rows = []
@@ -140,7 +158,7 @@ def _figures(model: _Model) -> str:
         size = contents["file_bytes"]
         beside = f"{FLOAT}: {floats[0] / size:.1f} times as large" if floats else f"{size:,} bytes"
         rows.append(("File", f"{size / 1000:,.0f} kB", beside))
-    for bench in model.bench:
+    for bench in _timed(model):
         first = first_row(bench, "model")
         what = f"Median, batch {first['batch']}, {bench['backend']}"
         name = role_name(bench, "baseline")

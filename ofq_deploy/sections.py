@@ -9,10 +9,13 @@ from ofq_deploy.results import Result
 from ofq_deploy.speed_sections import FLOAT
 
 CLASSES = 20  # shown, the worst of them
+TERMS = (
+    "Codes are the integers that layers multiply. Every operator is fed the same codes, and what comes out is compared. The "
+    "oracle computes the frozen model in float64. A tie is a code off by one whose exact value lies at the threshold between two."
+)
 
 
-def accuracy_row(label: str, validation: Result) -> tuple[str, float, tuple[float, float] | None, str]:
-    accuracy = validation["accuracy"]
+def accuracy_row(label: str, accuracy: dict[str, Any]) -> tuple[str, float, tuple[float, float] | None, str]:
     low, high = accuracy["top1_interval"]
     return label, accuracy["top1"], (low, high), f"{percent(accuracy['top1'])} ({low:.1f} to {high:.1f})"
 
@@ -24,12 +27,15 @@ def accuracy(validation: Result) -> list[str]:
     what = f"{accuracy['images']:,} test images of {validation['data']}; {accuracy['images_per_s']:,.0f} images/s."
     if "top1" not in accuracy:
         return [paragraph(what + " They have no labels.")]
-    rows = [accuracy_row(f"this model, {validation['backend']}", validation)]
-    rows += [
-        (label, validation[key], None, percent(validation[key]))
-        for label, key in (("training, torch", "top1_torch"), (FLOAT, "top1_float"))
-        if validation.get(key) is not None
-    ]
+    rows = [accuracy_row(f"this model, {validation['backend']}", accuracy)]
+    if "accuracy_reference" in validation:
+        rows.append(accuracy_row("the reference", validation["accuracy_reference"]))
+    else:
+        rows += [
+            (label, validation[key], None, percent(validation[key]))
+            for label, key in (("training, torch", "top1_torch"), (FLOAT, "top1_float"))
+            if validation.get(key) is not None
+        ]
     five = "{:.2f} % ({:.1f} to {:.1f})".format(accuracy["top5"], *accuracy["top5_interval"])
     lines = [intervals(rows, "Top-1 with its 95 % interval"), paragraph(f"{what} Top-5: {five}.")]
     if "against_float" in validation:
@@ -58,12 +64,15 @@ def proof(validation: Result) -> list[str]:
     rows = [*_weights(validation), *map(_pair, pairs), *_golden(validation)]
     head = ["compared", "images", "codes", "differing", "of them ties", "floats to", "verdict"]
     lines = [table(head, rows)] if rows else []
+    lines += [paragraph(TERMS, "quiet")] if pairs else []
     for pair in pairs:
         lines += _differences(pair)
     if "free_run" in validation:
         free = validation["free_run"]
-        ties = sum(entry["is_tie"] for entry in free["divergences"])
-        text = f"Free runs: codes part in {len(free['divergences'])} of {free['images']:,} images, in {ties} of them at a tie."
+        parted, ties = len(free["divergences"]), sum(entry["is_tie"] for entry in free["divergences"])
+        text = f"Free runs: all codes of all {free['images']:,} images are equal."
+        if parted:
+            text = f"Free runs: codes part in {parted} of {free['images']:,} images, in {ties} of them first at a tie."
         if "codes_between_optimization_levels" in free:
             text += (
                 f" Between all optimizations and none {free['codes_differing_between_levels']:,} of "

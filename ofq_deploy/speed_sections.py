@@ -1,5 +1,6 @@
 """The parts of a report that tell of speed: ratios, distributions, arithmetic, profile. A part appears when its data is there."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ofq_deploy.charts import bars, distributions, intervals
@@ -24,12 +25,22 @@ def speed(bench: Result) -> list[str]:
         ]
         if sampled:
             lines.append(distributions(sampled, "ms", f"{role_name(bench, 'baseline')}, batch {own['batch']}"))
-        ratios = {entry["batch"]: f"{entry['ratio_of_medians']:.2f}" for entry in bench.get("speedup", [])}
+        ratios = {entry["batch"]: ratio(entry) for entry in bench.get("speedup", [])}
         for name, row in measured:
             numbers = [f"{row[key]:.3f}" for key in ("p50", "p90", "p99")]
-            ratio = ratios.get(row["batch"], "-") if row is own else "-"
-            rows.append([name, str(row["batch"]), *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", ratio])
+            speed = ratios.get(row["batch"], "-") if row is own else "-"
+            rows.append([name, str(row["batch"]), *numbers, f"{row['images_per_s']:,.0f}", f"{row['calls']:,}", speed])
     lines.append(table(["", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s", "calls", "speed"], rows))
+    return [*lines, _costs(bench, roles), paragraph(_conditions(bench), "quiet")]
+
+
+def ratio(row: dict[str, Any]) -> str:
+    """The ratio of medians; one that allows no conclusion says so wherever it stands."""
+    return f"{row['ratio_of_medians']:.2f}{'' if row.get('conclusive', True) else ', not conclusive'}"
+
+
+def _costs(bench: Result, roles: Sequence[tuple[str, str]]) -> str:
+    """What loading and running takes, and what is multiplied."""
     rows = []
     for role, name in roles:
         entry, run = bench[role], bench[role]["executed"]
@@ -37,7 +48,7 @@ def speed(bench: Result) -> list[str]:
         costs = [f"{entry['file_bytes']:,}", f"{entry['load_ms']:.0f}", f"{entry['peak_mb']:.1f}"]
         rows.append([name, *costs, *products])
     head = ["", "file, bytes", "load, ms", "memory, MB", "integer products", "float products", "small ones"]
-    return [*lines, table(head, rows), paragraph(_conditions(bench), "quiet")]
+    return table(head, rows)
 
 
 def gpu(bench: Result) -> list[str]:
@@ -91,7 +102,7 @@ def role_name(bench: Result, role: str) -> str:
     """What a measured model is called; empty when there is none in that role."""
     if role == "model":
         return "this model"
-    path = str(bench.get("baseline", {}).get("path", ""))
+    path = str(bench.get(role, {}).get("path", ""))
     return FLOAT if path == "the run's float model" else path
 
 
@@ -135,7 +146,7 @@ def arithmetic(bench: Result) -> list[str]:
 def profile(bench: Result) -> list[str]:
     roles = bench["model"].get("profile", {}).get("roles", [])[:ROLES]
     rows = [(row["name"], row["ms"], f"{row['ms']:.3f} ms, {100 * row['share']:.1f} %") for row in roles]
-    return [bars(rows, "Time by role, all blocks together")] if rows else []
+    return [bars(rows, f"Time by role, all blocks together; the {len(rows)} largest")] if rows else []
 
 
 def first_row(bench: Result, role: str) -> dict[str, Any]:
@@ -143,4 +154,6 @@ def first_row(bench: Result, role: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

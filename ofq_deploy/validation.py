@@ -82,7 +82,10 @@ def frozen_of(found: Subject, backend: str) -> Frozen:
     """The frozen file that a model came from, which `backend` can prove it against; RunError, UnsupportedByTarget."""
     path = found.model.path
     if found.model.target == "fp32":
-        raise RunError(f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench")
+        raise RunError(
+            f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench; or, if something "
+            "else quantized it, pass the float model with --reference"
+        )
     if found.model.target == "openvino" and backend.startswith("ort-cpu"):
         raise UnsupportedByTarget(f"{path} is made for OpenVINO; prove it there with --backend openvino")
     if found.frozen is None:

@@ -15,7 +15,9 @@ def validation_verdict(result: dict[str, Any]) -> str:
         others = {1: "", 2: ", and one more fault"}.get(len(faults), f", and {len(faults) - 1} more faults")
         return f"Not proven: {faults[0]}{others}."
     if "golden" in result:
-        return f"Proven: the run computes what the official code computed on {result['images']} images."
+        flips = sum(len(row["flips"]) for row in result["blocks"])
+        ties = f", after following {flips} rounding ties" if flips else ""
+        return f"Proven: the run computes what the official code computed on {result['images']} images{ties}."
     compared, differing, ties = (result[key] for key in ("codes_compared", "codes_differing", "ties"))
     reference = "training computed"
     if "torch" not in result["witnesses"]:

@@ -72,7 +72,7 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     trained: dict[str, Any] | None = None
     try:
         model, described = open_model(path)
-        trained = described.quantization
+        trained = described.quantization or None  # a float model of ours that others quantized names no bits
     except OnnxFileError:  # from elsewhere
         model = read_model(path)
     if model.functions:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 ROLES = "ofq_deploy.roles"
-SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quantized)?")  # quantizers append to names
+SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quant.*)?")  # quantizers append to names
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ PRODUCT = re.compile(r"gemm|correlation|conv|matmul|matrix_?multiply|runtime_fus
 FUSED_ATTENTION = re.compile(r"gemm_mha|fmha|_mha_", re.IGNORECASE)
 INT8_KERNEL = re.compile(r"i8i8|imma|i16832|int8|_s8(?:_|$)", re.IGNORECASE)
 GENERATED = "runtime_fusion"  # a float product, whatever its operands are stored as
+CUDA_COMPLAINT = "[checkMacros.cpp::catchCudaError"  # of a missing driver, behind whatever is wrong with the file
 UINT8_WARNING = "with UINT8 zero_point only on DLA"  # it goes on with int8, and other numbers
 
 
@@ -203,8 +204,8 @@ def _add_profile(where: str, builder: Any, network: Any, config: Any, batches: t
 
 def _refusal(parser: Any) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    texts = (f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3])
-    return " ".join("; ".join(texts).split())
+    texts = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors[:3]]
+    return " ".join("; ".join(text.partition(CUDA_COMPLAINT)[0].strip() for text in texts).split())
 
 
 def _refuse_uint8(where: str, records: list[tuple[str, str]]) -> None:

@@ -31,11 +31,13 @@ COMMANDS = [
     "import",
     "export",
     "validate",
+    "parity",
     "predict",
     "package",
     "bench",
     "report",
     "lint",
+    "check",
     "inspect",
     "doctor",
 ]
@@ -129,6 +131,13 @@ def test_help_shows_an_example_and_the_common_options(command: str, tmp_path: Pa
     assert missing == []
 
 
+def test_help_tells_the_defaults_that_are_no_plain_value(tmp_path: Path) -> None:
+    text = " ".join(_ok(_run("bench", "--help", cwd=tmp_path)).stdout.split())
+
+    for default in ("the newest run", "1", "the run's float model", "all that are allowed"):
+        assert f"[default: {default}]" in text
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
 def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
@@ -143,9 +152,10 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
 
 
 def test_help_lists_every_command(tmp_path: Path) -> None:
-    text = _ok(_run("--help", cwd=tmp_path)).stdout
+    text = _ok(_run("--help", cwd=tmp_path, environment={"COLUMNS": "80"})).stdout
 
-    assert [name for name in COMMANDS if name not in text] == []
+    assert [name for name in COMMANDS if f"\n  {name} " not in text] == []
+    assert "..." not in text.partition("Commands:")[2]  # no summary is cut, at 80 columns
 
 
 # The whole way.

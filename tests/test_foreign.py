@@ -66,6 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, An
         options = {"quant_format": form, "activation_type": QuantType.QUInt8, **weights}
         quantize_static(folder / f"{source}.onnx", folder / f"{name}.onnx", Reader(), **options)
     quantize_dynamic(folder / "float.onnx", folder / "dynamic.onnx", **weights)
+    quantize_dynamic(folder / "ours.onnx", folder / "ours-dynamic.onnx", **weights)
     return folder
 
 
@@ -272,7 +273,7 @@ def test_a_healthy_model_passes_with_all_its_evidence(folder: Path) -> None:
     assert result["lint"]["findings"] == len(api.lint(folder / "qdq.onnx", target="ort-cpu"))
     assert result["preprocessing_from"] == "default for digits"
     assert result["preprocessing"]["mean"] == (0.3,)
-    assert "PASSED" in texts.foreign_text(result)
+    assert texts.foreign_text(result).endswith("\nPassed: " + result["verdict"].removeprefix("Passed: "))
     assert result["first_batch_sha256"][:16] in texts.foreign_text(result)
 
 
@@ -286,7 +287,7 @@ def test_a_damaged_model_fails_and_names_the_tensor(folder: Path, tmp_path: Path
 
     assert done.returncode == 3, done.stderr
     assert f"FAULT {node.output[0]} is the first tensor off by more than 0.25: " in done.stdout
-    assert done.stdout.splitlines()[-1] == "FAILED"
+    assert done.stdout.splitlines()[-1].startswith(f"Failed: {node.output[0]} is the first tensor off")
     assert validate(tmp_path / "damaged.onnx", reference=folder / "float.onnx", tolerance=2)["passed"]
 
 
@@ -318,7 +319,7 @@ def test_wrong_preprocessing_shows_in_the_hash_and_in_the_accuracy(folder: Path,
     assert wrong["preprocessing"]["resize"] == 24
 
 
-@pytest.mark.parametrize("form", ["qdq", "operator"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_our_own_float_model_quantized_elsewhere_keeps_its_names(form: str, folder: Path) -> None:
     """Its file has short names, which quantizers append to, and metadata, which they lose."""
     result = validate(folder / f"ours-{form}.onnx", reference=folder / "ours.onnx")
@@ -326,6 +327,16 @@ def test_our_own_float_model_quantized_elsewhere_keeps_its_names(form: str, fold
     assert result["passed"]
     assert {"embedding", "blocks.1.middle", "blocks.1.mlp.fc1.out"} <= {row["name"] for row in result["tensors"]}
     assert result["preprocessing_from"] == "the model's metadata"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_our_own_float_model_quantized_elsewhere_is_measured(form: str, folder: Path) -> None:
+    result = api.bench(folder / f"ours-{form}.onnx", baseline=folder / "ours.onnx", seconds=0.0)
+
+    check(result)
+    own, floats = result["arithmetic"], result["arithmetic"]["baseline"]
+    assert own["macs"] == floats["macs"]
+    assert own["bit_operations"] < floats["bit_operations"] / 2  # by the types in the file: it names no trained bits
 
 
 def test_accuracy_is_measured_in_openvino(folder: Path) -> None:

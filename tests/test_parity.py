@@ -260,7 +260,7 @@ def test_the_command_prints_and_exits_by_the_verdict(portable_model: Path, tiny_
     assert text.splitlines()[-1].startswith("Equal: ort-cpu against torch, all codes")
     bad = subprocess.run([*command, "--follower", "tvm"], capture_output=True, text=True)
     assert bad.returncode == 2
-    assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino, tensorrt\n"
+    assert bad.stderr == "ofq-deploy: no backend 'tvm'; there are ort-cpu, openvino, tensorrt, torch, oracle\n"
 
 
 def test_ties_are_those_of_the_two(portable_model: Path) -> None:

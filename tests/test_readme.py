@@ -27,7 +27,7 @@ def test_every_command_shown_exists() -> None:
     shown = set(re.findall(r"ofq-deploy ([a-z]+)", README)) - {"is"}
     done = subprocess.run([sys.executable, "-m", "ofq_deploy", "--help"], capture_output=True, text=True, cwd=ROOT)
 
-    assert shown == {name for name in shown if re.search(rf"│ {name} ", done.stdout)}
+    assert shown == {name for name in shown if re.search(rf"\n  {name} ", done.stdout)}
     assert {"train", "export", "validate", "bench", "inspect", "predict", "doctor"} <= shown
 
 

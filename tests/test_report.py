@@ -14,18 +14,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from ofq_deploy import api, cli
-from ofq_deploy.card import MARKER, card_path
+from ofq_deploy.card import MARKER, _verify, card, card_path
 from ofq_deploy.charts import BINS, bars, distributions, intervals, ticks
 from ofq_deploy.errors import DataError, OutputError, RunError
 from ofq_deploy.files import sha256, write_text
+from ofq_deploy.images import load_image
 from ofq_deploy.pages import STYLE
 from ofq_deploy.progress import Reporter
 from ofq_deploy.report import render
 from ofq_deploy.results import keep, to_json
+from ofq_deploy.runtime_tests.model_file import open_model
+from ofq_deploy.verdicts import validation_verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
@@ -137,7 +141,7 @@ def test_texts_from_files_stay_texts(results: list[Result]) -> None:
     assert not {"marquee", "script"} & {tag for tag, _ in tags}
     assert not any(key.startswith("on") for _, given in tags for key in given)
     label, operator = results[0]["by_class"][0]["label"], results[0]["parity"][0]["operators"][0]["operator"]
-    for text in (label, operator, results[0]["model"], results[2]["layers"][0]["name"]):
+    for text in (label, operator, results[0]["data"], results[2]["layers"][0]["name"]):
         assert f"\"'><marquee onload=x>{text}</marquee>&amp;<script>" in _text(page)
 
 
@@ -167,6 +171,8 @@ def test_the_numbers_are_there(results: list[Result]) -> None:
         expected.append(f"{bench[role]['file_bytes']:,} {bench[role]['load_ms']:.0f} {bench[role]['peak_mb']:.1f}")
         expected.append(f"{run['integer']} {run['float']} {run['small']}")
     expected += [f"{row['ratio_of_medians']:.2f} (0.51 to 0.73)" for row in bench["speedup"]]
+    noisy = bench["model"]["latency_ms"][1]
+    expected.append(f"{noisy['calls']} {bench['speedup'][1]['ratio_of_medians']:.2f}, not conclusive")
     expected += ["Too noisy to conclude: batch 4.", "affinity: 0, 1", "1 of 4 samples lie beyond"]
     expected += ["1,234,567", "7,654,321", "420.0 GMAC/s", "110.0 GMAC/s", "0.0123 ms", "45.6 times"]
     expected += [f"{kind} {size:,} B" for kind, size in contents["bytes_by_kind"].items()]
@@ -239,6 +245,13 @@ def test_a_negative_verdict_is_told_first_and_every_fault(results: list[Result])
     assert "Fault: c" in page
 
 
+@pytest.mark.parametrize(("flips", "end"), [(0, "2 images."), (3, "2 images, after following 3 rounding ties.")])
+def test_a_comparison_with_golden_data_tells_the_ties_that_it_followed(flips: int, end: str) -> None:
+    golden = {"faults": [], "golden": "g.npz", "images": 2, "blocks": [{"flips": []}, {"flips": [{}] * flips}]}
+
+    assert validation_verdict(golden) == f"Proven: the run computes what the official code computed on {end}"
+
+
 def test_models_stand_beside_one_another(results: list[Result]) -> None:
     second = copy.deepcopy(results)
     second[0]["model"] = second[1]["model"]["path"] = second[2]["model"] = "other.onnx"
@@ -246,8 +259,13 @@ def test_models_stand_beside_one_another(results: list[Result]) -> None:
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     float_row = f"float model 32 / 32 {results[0]['top1_float']:.2f} % {results[1]['baseline']['file_bytes']:,} B"
 
-    assert titles == ["Models", results[0]["model"], "other.onnx", "Environment", "Reproduce"]
+    assert titles == ["Models", "model.portable.onnx", "other.onnx", "Environment", "Reproduce"]
     assert float_row in _text(page)
+    for name, shown in (("elsewhere/model.portable.onnx", results[0]["model"]), ("other.onnx", "model.portable.onnx")):
+        second[0]["model"] = second[1]["model"]["path"] = second[2]["model"] = name
+        verdicts = re.findall(r'<p class="verdict.*?">(.*?)</p>', render("title", [*results, *second]))
+        assert f'<span class="quiet">{shown}</span><br><strong>Proven:</strong> the model' in verdicts[0]
+        assert f'<span class="quiet">{name}, ort-cpu</span><br>batch 1' in verdicts[3]
     second[0]["top1_float"] += 1  # another run's float model
     assert "float model 32 / 32" not in _text(render("title", [*results, *second]))
 
@@ -440,7 +458,10 @@ def test_moved_runs_keep_their_results(results: list[Result], run_copy: Path, tm
     moved = run_copy.rename(tmp_path / "moved")
     api.report(moved)
 
-    assert re.findall(r"<h2>(.*?)</h2>", (moved / "report.html").read_text())[0] == str(moved / "model.portable.onnx")
+    titles = re.findall(r"<h[23]>(.*?)</h[23]>", (moved / "report.html").read_text())
+    assert titles[:3] == ["model.portable.onnx", "Accuracy", "Proof"]
+    assert "Size" in titles[: titles.index("Environment")]
+    assert titles.count("model.portable.onnx") == 1
 
 
 def test_a_folder_without_results_is_refused(run_copy: Path, tmp_path: Path) -> None:
@@ -502,6 +523,10 @@ def test_report_option_and_command_as_they_are_typed(in_folder: Path) -> None:
     assert isinstance(again.exception, OutputError)
     assert str(again.exception) == "page.html exists already; pass --force to replace it or -o for another place"
     assert Path("page.html").read_text() == page
+    both = runner.invoke(cli.app, [*measure, "--report", "both", "-o", "./both"])
+    assert both.exit_code == 2
+    assert "both cannot hold the page and the JSON object" in " ".join(both.output.split())
+    assert not Path("both").exists()
 
     done = runner.invoke(cli.app, ["report"])  # the newest run
     assert (done.exit_code, done.stdout) == (0, "runs/tiny/report.html\n"), done.output
@@ -540,6 +565,16 @@ def test_the_float_model_has_a_card_of_its_own(tiny_run: Path, tmp_path: Path) -
     assert "ofq-deploy validate" not in text
 
 
+def test_the_float_model_of_an_imported_checkpoint_is_called_what_it_is(tiny_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "imported", ignore=shutil.ignore_patterns("model.*"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"results": {}}))
+    text = card_path(api.export(run, target="fp32")).read_text()
+
+    assert "an imported checkpoint's latent weights" in text
+    assert "started from" not in text
+
+
 def test_a_report_brings_the_card_up_to_date(results: list[Result], run_copy: Path) -> None:
     _kept(run_copy, results)
     api.report(run_copy)
@@ -559,8 +594,6 @@ def test_a_report_brings_the_card_up_to_date(results: list[Result], run_copy: Pa
 
 
 def test_the_code_of_the_card_predicts_what_predict_predicts(tiny_run: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     model = api.export(tiny_run, output=tmp_path / "model.onnx")
     wide = np.kron(load_digits().images[7].T * 15, np.ones((3, 4)))  # not square, not of the model's size
     Image.fromarray(wide.astype(np.uint8)).save(tmp_path / "image.png")
@@ -571,6 +604,46 @@ def test_the_code_of_the_card_predicts_what_predict_predicts(tiny_run: Path, tmp
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"[{best}]\n"
     assert len(code.splitlines()) <= 10
+
+
+@pytest.mark.parametrize("shape", [(49, 70), (30, 98), (16, 16), (107, 100)])
+def test_the_code_of_the_card_prepares_images_as_validate_does(
+    shape: tuple[int, int], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 / 49 * 49 is less than 16: sizes are rounded where the runner rounds them."""
+    model = api.export(tiny_run, output=tmp_path / "model.onnx")
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.getexif()[274] = 6  # lies on its side
+    image.save(tmp_path / "image.png", exif=image.getexif())
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "model.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec(code.rpartition("print(")[0], found)  # all but the last line
+
+    expected = load_image(tmp_path / "image.png", open_model(model)[1].preprocessing)
+    np.testing.assert_allclose(found["x"][0], expected, atol=1e-6)
+
+
+def test_the_card_names_what_each_result_is(results: list[Result], run_copy: Path) -> None:
+    validation, bench, _ = results
+    engine = {"backend": "tensorrt", "gpu": {"name": "NVIDIA H100", "driver": None}, "passed": True}
+    parity = validation | {"follower": "openvino", "leader": "torch", "verdict": "Equal: all codes."}
+    del parity["accuracy"]
+    shown = [validation, bench, bench | engine, parity | {"schema": "ofq-deploy/parity/1"}]
+    text = card(run_copy / "model.portable.onnx", "name.onnx", run_copy, shown)
+
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    expected = ["Proof and accuracy in ort-cpu", "Latency in ort-cpu", "Latency in tensorrt", "openvino against torch"]
+    assert [title for title in titles if title in expected] == expected
+    assert "On NVIDIA H100, driver unknown. " in text
+    assert "openvino 20" not in text  # it had no part in these
+
+
+def test_an_openvino_model_is_verified_in_openvino() -> None:
+    assert _verify("m.onnx", "openvino") == "ofq-deploy validate m.onnx --run RUN_FOLDER --backend openvino"
+    assert _verify("m.onnx", "ort-cpu") == "ofq-deploy validate m.onnx --run RUN_FOLDER"
+    assert _verify("m.onnx", "fp32") == "ofq-deploy bench m.onnx"
 
 
 def test_a_file_in_the_place_of_the_card_is_kept(tiny_run: Path, tmp_path: Path) -> None:

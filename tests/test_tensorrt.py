@@ -322,6 +322,23 @@ def test_an_offset_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 @compiles
+def test_a_missing_driver_is_no_part_of_a_refusal(tmp_path: Path) -> None:
+    """The parser puts it behind what is wrong with the file: an int32 bias, as other quantizers write it."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["bias", "one"], ["b"], name="bias_pair"),
+        helper.make_node("Add", ["x", "b"], ["y"], name="sum"),
+    ]
+    constants = [numpy_helper.from_array(np.int32([1, 2]), "bias"), numpy_helper.from_array(np.float32(1), "one")]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph(nodes, "graph", [x], [y], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")
+
+    with pytest.raises(OnnxFileError, match=r"DequantizeLinear bias_pair: [\s\S]* type Int32") as error:
+        check(tmp_path / "m.onnx")
+    assert "Cuda" not in str(error.value)
+
+
+@compiles
 def test_operators_that_the_parser_does_not_know_are_named(ort_model: Path) -> None:
     with pytest.raises(OnnxFileError, match=r"cannot be read by tensorrt_rtx: \w+ patch_embed"):
         tensorrt_build.build(ort_model, profile=(1, 2, 4))

@@ -30,6 +30,7 @@ def prepare(path: str) -> NDArray[np.float32]:
     return ((pixels / np.float32(255) - mean) / std)[None]
 
 
+onnxruntime.set_default_logger_severity(3)  # errors only: it warns of an input with a default value, which is meant
 session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
 for path in sys.argv[1:]:
     logits = session.run(None, {session.get_inputs()[0].name: prepare(path)})[0][0].astype(np.float64)

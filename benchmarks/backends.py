@@ -127,10 +127,8 @@ def table_of_nips() -> Path:
 
 def official(run: Path) -> Iterator[Subject]:
     """Our exports of the official checkpoint. It has a step per token, so there is no form for OpenVINO."""
-    for target in ("ort-cpu", "portable"):
+    for target in ("ort-cpu", "portable", "tensorrt"):
         yield Subject(f"OFQ W4A4, {target}", api.export(run, target=target), ("ort-cpu", "openvino"))
-    if "tensorrt" in api.TARGET_NAMES:
-        yield Subject("OFQ W4A4, tensorrt", api.export(run, target="tensorrt"), ("ort-cpu", "openvino"))
 
 
 def peers(folder: Path, report: Reporter) -> Iterator[Subject]:

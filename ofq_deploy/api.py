@@ -5,24 +5,24 @@ Sub-packages are imported inside the functions: whoever only exports never loads
 
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.card import card, card_path, refuse_other_card
-from ofq_deploy.errors import DataError, ModelError, OnnxFileError, RecipeError, RunError, UnsupportedByTarget
-from ofq_deploy.files import refuse_existing, replacing, sha256, write_text
-from ofq_deploy.frozen import Frozen, load_frozen, save_frozen
-from ofq_deploy.lookup import exported_models, find, model_path
+from ofq_deploy.benching import GPU_BACKENDS, bench_on_cpu, bench_on_gpu
+from ofq_deploy.errors import DataError, UnsupportedByTarget
+from ofq_deploy.exporting import build_model, export_run
+from ofq_deploy.files import sha256
+from ofq_deploy.frozen import Frozen, load_frozen
+from ofq_deploy.lookup import exported_models, find, model_path, tensorrt_model
 from ofq_deploy.progress import Reporter
-from ofq_deploy.recipe import DEFAULT, Quantization, Recipe, dump_toml, load_recipe, override
+from ofq_deploy.recipe import DEFAULT, Quantization, Recipe
 from ofq_deploy.results import result_of
-from ofq_deploy.runs import RUNS, Run, load_run, newest_run, write_manifest
+from ofq_deploy.runs import load_run, newest_run
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ofq_deploy.datasets import Dataset
     from ofq_deploy.images import Preprocessing
 
 __all__ = [
@@ -43,9 +43,7 @@ __all__ = [
     "validate",
 ]
 
-TARGET_NAMES = ("portable", "ort-cpu", "openvino", "tensorrt", "fp32")
 PROOF_IMAGES = 16
-GPU_BACKENDS = ("tensorrt", "torch-cuda")
 
 
 def convert(model: "nn.Module | str | Path", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
@@ -86,59 +84,10 @@ def train(
     The float teacher is read from the recipe's `init`, or trained first and kept in `.teachers` beside the run folder, for the next run that needs
     the same one. Raises RecipeError, DataError, ModelError and OutputError.
     """
-    report = report or Reporter()
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    chosen = override(chosen, overrides or {})
-    for key, value in (("data", chosen.data), ("init", chosen.init)):
-        if value and value != "digits" and Path(value).exists():
-            chosen = override(chosen, {key: str(Path(value).resolve())})  # for later commands, from anywhere
-    path = Path(output) if output else RUNS / chosen.name
-    refuse_existing(path, force)
+    from ofq_deploy.training import train_run
 
-    import torch
-    from safetensors.torch import save
-
-    from ofq_deploy.train.freeze import freeze as freeze_model
-    from ofq_deploy.train.loop import top1, train_student
-    from ofq_deploy.train.pretrained import model_of, read_weights
-    from ofq_deploy.train.teacher import float_teacher
-
-    device = _device(device)
-    weights = None
-    if chosen.init:
-        weights = read_weights(Path(chosen.init))
-        wanted = chosen.model
-        chosen = replace(chosen, model=model_of(weights, wanted.distilled))
-        if wanted.dim == chosen.model.dim:
-            chosen = replace(chosen, model=model_of(weights, wanted.distilled, wanted.heads))
-        report.say(f"{chosen.init}: {chosen.model.depth} blocks, {chosen.model.heads} heads, width {chosen.model.dim}")
-    data = _training_data(chosen, weights)
-    if not len(data.train) or len(data.labels) < 2:
-        raise DataError(f"{chosen.data} cannot be trained on; expected train/ and val/ with at least two class folders")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(chosen.threads or threads)
-    try:
-        with replacing(path, force) as folder:
-            folder.mkdir()
-            metrics = folder / "metrics.jsonl"
-            metrics.touch()
-            teacher = float_teacher(chosen, data, weights, path.parent / ".teachers", metrics, device, report)
-            teacher_bytes = save(teacher.state_dict())
-            torch.manual_seed(chosen.seed)
-            report.say(f"training {chosen.name} ({chosen.quantization.label}) on {data.name}")
-            student = train_student(teacher, chosen, data, metrics, device, report)
-            test_top1 = top1(student, data.test)
-            results = {
-                "teacher_test_top1": top1(teacher.to("cpu"), data.test),
-                "validation_top1": test_top1 if data.validation is data.test else top1(student, data.validation),
-                "test_top1": test_top1,
-            }
-            frozen = freeze_model(student, chosen.quantization, data.preprocessing, data.labels)
-            _fill_run(folder, chosen, save(student.state_dict()), teacher_bytes, frozen, results)
-    finally:
-        torch.set_num_threads(threads)
-    report.say(f"{chosen.name}: test top-1 {results['test_top1']:.2f} % (float {results['teacher_test_top1']:.2f} %)")
-    return path
+    place = None if output is None else Path(output)
+    return train_run(recipe, place, overrides or {}, device, force, report or Reporter())
 
 
 def import_checkpoint(
@@ -155,31 +104,10 @@ def import_checkpoint(
     Bits come from the file's own settings or from the arguments. Unpickling happens in a process of its own and
     builds tensors, plain containers and argparse's Namespace only. Raises ModelError and OutputError.
     """
-    source = Path(checkpoint)
-    name = source.name.split(".")[0] or "imported"
-    path = Path(output) if output else RUNS / name
-    refuse_existing(path, force)
+    from ofq_deploy.training import import_run
 
-    from safetensors.torch import save
-
-    from ofq_deploy import imagenet
-    from ofq_deploy.datasets import folder_preprocessing
-    from ofq_deploy.train.freeze import freeze as freeze_model
-    from ofq_deploy.train.official import load_official
-    from ofq_deploy.train.unpickle import read_checkpoint
-
-    official = load_official(read_checkpoint(source, ema), weight_bits, act_bits)
-    classes = official.model.head.weight.shape[0]
-    known = classes == imagenet.CLASSES == len(imagenet.names())
-    labels = imagenet.names() if known else tuple(map(str, range(classes)))
-    how = folder_preprocessing(official.base.image_size)
-    frozen = freeze_model(official.model, official.quantization, how, labels)
-    recipe = Recipe(name=name, data="", model=official.base, quantization=official.quantization)
-    with replacing(path, force) as folder:
-        folder.mkdir()
-        (folder / "metrics.jsonl").touch()
-        _fill_run(folder, recipe, save(official.model.state_dict()), save(official.latent), frozen, {})
-    return path
+    place = None if output is None else Path(output)
+    return import_run(Path(checkpoint), weight_bits, act_bits, ema, place, force)
 
 
 def export(
@@ -199,20 +127,8 @@ def export(
     beside it, as model.<target>.md.
     Raises RunError, FrozenFileError, UnsupportedByTarget and OutputError.
     """
-    source = newest_run() if run is None else load_run(Path(run))
-    path = Path(output) if output else source.file(f"model.{target}.onnx")
-    refuse_existing(path, force)
-    refuse_other_card(path, force)
-    model = _build(source, target, opset)
-
-    from ofq_deploy.export.write import write_checked
-    from ofq_deploy.runtime_tests.ort import open_session
-
-    with replacing(path, force) as temporary:
-        write_checked(model, temporary)
-        open_session(temporary)
-        write_text(card_path(path), card(temporary, path.name, source.path, []), force=True)
-    return path
+    source, place = (None if path is None else Path(path) for path in (run, output))
+    return export_run(source, target, opset, place, force)
 
 
 @result_of("validate")
@@ -324,36 +240,12 @@ def bench(
     Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench, and for "tensorrt" and "torch-cuda" the functions
     of tensorrt_bench and torch_cuda.
     """
-    if backend in GPU_BACKENDS and not profile:
-        return _bench_gpu(backend, model, tuple(batches), seconds, baseline, report or Reporter())
-    from ofq_deploy.runtime_tests.bench import bench as measure
-    from ofq_deploy.runtime_tests.bench import image_shape, pinned
-    from ofq_deploy.runtime_tests.runners import check_backend
-
-    check_backend(backend, GPU_BACKENDS)
-    if profile and backend != "ort-cpu":
-        raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
-    path, cpus = model_path(model), tuple(affinity)
-    run = _run_of(path) if baseline is None else None
-    with tempfile.TemporaryDirectory() as folder, pinned(cpus):
-        if run is not None:
-            from ofq_deploy.export.write import write_checked
-
-            baseline = Path(folder) / "fp32.onnx"
-            write_checked(_build(run, "fp32", None), baseline)
-        threads = threads or len(cpus)
-        result = measure(path, baseline, tuple(batches), threads, seconds, report or Reporter(), backend)
-        if profile:
-            from ofq_deploy.runtime_tests.profile import profile as measure_operators
-
-            for role, file in (("model", path), ("baseline", baseline)):
-                if file is not None:
-                    shape = (result[role]["latency_ms"][0]["batch"], *image_shape(file))
-                    result[role]["profile"] = asdict(measure_operators(file, threads, shape))
-        if run is not None:
-            result["baseline"]["path"] = "the run's float model"
-    result["model"]["sha256"] = sha256(path)
-    return result
+    path, sizes, report = None if model is None else Path(model), tuple(batches), report or Reporter()
+    if backend not in GPU_BACKENDS:
+        return bench_on_cpu(path, backend, sizes, threads, seconds, baseline, profile, tuple(affinity), report)
+    if profile or threads != 1 or tuple(affinity):
+        raise UnsupportedByTarget(f"--profile, --threads and --affinity are for CPUs; leave them out on {backend}")
+    return bench_on_gpu(path, backend, sizes, seconds, baseline, report)
 
 
 def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict[str, Any]]:
@@ -428,7 +320,7 @@ def inspect(subject: str | Path | None = None) -> dict[str, Any]:
         source = load_run(path)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            write_checked(_build(source, "portable", None), file)
+            write_checked(build_model(source, "portable", None), file)
             table = contents(*open_model(file), load_frozen(source.file("frozen.safetensors")))
         return table | {"model": f"{path} (not exported yet: as portable)"}
     found = find(path)
@@ -483,7 +375,7 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
 
     if target != "tensorrt":
         raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")
-    path = _tensorrt_model(model)
+    path = tensorrt_model(model)
     result = check_engine(path)
     return {
         "model": str(path),
@@ -492,120 +384,3 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
         "passed": result.passed,
         **asdict(result),
     }
-
-
-def _tensorrt_model(model: str | Path | None) -> Path:
-    """The model itself, or the newest one in a run folder that was exported for TensorRT."""
-    path = Path(model) if model is not None else newest_run().path
-    others = tuple(name for name in TARGET_NAMES if name != "tensorrt")
-    if path.is_dir() and not exported_models(path, others):
-        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target tensorrt")
-    return model_path(path, others)
-
-
-def _bench_gpu(
-    backend: str,
-    model: str | Path | None,
-    batches: tuple[int, ...],
-    seconds: float,
-    baseline: Path | None,
-    report: Reporter,
-) -> dict[str, Any]:
-    from ofq_deploy.runtime_tests.bench import image_shape
-    from ofq_deploy.runtime_tests.rounds import Protocol
-
-    protocol = Protocol(seconds=seconds)
-    if backend == "torch-cuda":
-        from ofq_deploy.runtime_tests import cuda
-        from ofq_deploy.runtime_tests.torch_cuda import WITHOUT_GPU, bench_torch_cuda
-
-        cuda.gpu(WITHOUT_GPU)
-        found = find(model)
-        if found.frozen is None:
-            raise RunError(
-                f"no frozen file with the hash that {found.model.path} names was found, and torch-cuda takes the layers "
-                "from it; keep the model in its run folder"
-            )
-        path = found.model.path
-        result = bench_torch_cuda(found.frozen, batches, report, protocol)
-    else:
-        from ofq_deploy.runtime_tests.tensorrt import available
-        from ofq_deploy.runtime_tests.tensorrt_bench import bench_tensorrt
-
-        available()
-        path = _tensorrt_model(model)
-        run = _run_of(path) if baseline is None else None
-        with tempfile.TemporaryDirectory() as folder:
-            if run is not None:
-                from ofq_deploy.export.write import write_checked
-
-                baseline = Path(folder) / "fp32.onnx"
-                write_checked(_build(run, "fp32", None), baseline)
-            shape = image_shape(path, "model", batches)
-            result = bench_tensorrt(path, baseline, batches, shape, report, protocol)
-    result["model"] |= {"path": str(path), "sha256": sha256(path), "file_bytes": path.stat().st_size}
-    return {"schema": "ofq-deploy/bench-gpu/1", **result}
-
-
-def _fill_run(
-    folder: Path, recipe: Recipe, weights: bytes, teacher: bytes, frozen: Frozen, results: dict[str, Any]
-) -> None:
-    (folder / "recipe.toml").write_text(dump_toml(recipe), encoding="utf-8")
-    (folder / "weights.safetensors").write_bytes(weights)
-    (folder / "teacher.safetensors").write_bytes(teacher)
-    save_frozen(frozen, folder / "frozen.safetensors")
-    write_manifest(folder, recipe.name, results)
-
-
-def _training_data(recipe: Recipe, weights: Any) -> "Dataset":
-    """The recipe's data; under its 1000 classes when the weights and the folders are ImageNet's."""
-    from ofq_deploy import imagenet
-    from ofq_deploy.datasets import load_dataset
-
-    size = recipe.model.image_size
-    data = load_dataset(recipe.data, size)
-    if weights is None:
-        return data
-    from ofq_deploy.train.pretrained import channels_of, classes_of
-
-    if channels_of(weights) != data.preprocessing.channels:
-        raise ModelError(
-            f"{recipe.init} takes images of {channels_of(weights)} channels, {recipe.data} has "
-            f"{data.preprocessing.channels}; pass other weights or --data FOLDER"
-        )
-    if classes_of(weights) == imagenet.CLASSES and set(data.labels) <= {*imagenet.wnids(), *imagenet.names()}:
-        return load_dataset(recipe.data, size, labels=imagenet.names())
-    return data
-
-
-def _build(source: Run, target: str, opset: int | None) -> Any:
-    if target not in TARGET_NAMES:
-        raise UnsupportedByTarget(f"no target {target!r}; there are {', '.join(TARGET_NAMES)}")
-    file = source.file("frozen.safetensors")
-    frozen = load_frozen(file)
-    if target == "fp32":
-        from ofq_deploy.export.fp32 import build_fp32
-
-        return build_fp32(frozen, source.file("teacher.safetensors"), opset)
-    from ofq_deploy.export.network import build
-    from ofq_deploy.export.targets import TARGETS
-
-    return build(frozen, TARGETS[target], opset, sha256(file))
-
-
-def _run_of(model: Path) -> Run | None:
-    """The run that a model was exported from; None when it is not found, and for models from elsewhere."""
-    try:
-        return find(model).run
-    except OnnxFileError:
-        return None
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise RecipeError(f"no device {name!r}; there are auto, cpu and cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("no CUDA device is available; use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

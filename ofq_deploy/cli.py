@@ -261,7 +261,7 @@ def validate(
 
     A model from elsewhere is compared with the float model that it was quantized from: accuracy, and tensor by tensor.
 
-    The result of a model in a run folder is kept beside it, as MODEL.validate.json, for: ofq-deploy report
+    The result of a model in a run folder is kept beside it, as MODEL.validate.BACKEND.json, for: ofq-deploy report
 
     Example: ofq-deploy validate runs/digits-w4a4 --max-drop 1
 

@@ -71,3 +71,16 @@ def find(subject: str | Path | None, reference: Path | None = None, without: tup
         raise RunError(f"{path} was not exported from {file} (its metadata names another hash); pass the right --run")
     run = load_run(file.parent) if (file.parent / "manifest.json").is_file() else None
     return Subject(model, frozen, run)
+
+
+def tensorrt_model(model: str | Path | None) -> Path:
+    """The model itself, or the newest one in a run folder that was exported for TensorRT."""
+    path = Path(model) if model is not None else newest_run().path
+    if not path.is_dir():
+        return path
+    from ofq_deploy.runtime_tests.model_file import open_model
+
+    models = [file for file in exported_models(path) if open_model(file)[1].target == "tensorrt"]
+    if not models:
+        raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target tensorrt")
+    return max(models, key=lambda file: (file.stat().st_mtime_ns, file.name))

@@ -92,20 +92,20 @@ def _finite(value: Any) -> Any:
 
 
 def keep(result: Result, root: Path = Path()) -> None:
-    """Write a result of validate or bench beside its model, when that lies in a run folder: `<model>.validate.json`,
-    `<model>.bench.<backend>.json`. An earlier one is replaced; a folder that cannot be written keeps nothing.
+    """Write a result of validate or bench beside its model, when that lies in a run folder, as
+    `<model>.<validate or bench>.<backend>.json`. An earlier one is replaced; a folder that cannot be written keeps nothing.
 
     root: where the model's path begins, if it is a relative one
     """
     command = command_of(result)
-    if command not in ("validate", "bench", "bench-gpu"):
+    if command not in ("validate", "bench", "bench-gpu") or "backend" not in result:
         return
     model = root / model_of(result)
     if not is_run(model.parent):
         return
-    ending = command if command == "validate" else f"bench.{result['backend']}"
+    name = f"{model.stem}.{command.removesuffix('-gpu')}.{result['backend']}.json"
     with suppress(OutputError):  # the result itself is printed all the same
-        write_text(model.with_name(f"{model.stem}.{ending}.json"), to_json(result), force=True)
+        write_text(model.with_name(name), to_json(result), force=True)
 
 
 def read_results(folder: Path) -> dict[Path, Result]:

@@ -19,15 +19,18 @@ TORCH_ON_GPU = {f"runtime_tests/{name}.py" for name in ("cuda", "int8_block", "t
 CALLABLE_PACKAGES = {"train/__init__.py", "export/__init__.py"}  # they forward a call to ofq_deploy.api
 API = {
     "api.py",
+    "benching.py",
     "card.py",
     "cli.py",
     "comparison.py",
     "demo.py",
+    "exporting.py",
     "foreign.py",
     "lookup.py",
     "package.py",
     "reporting.py",
     "servable.py",
+    "training.py",
     "validation.py",
 }  # the only core modules that use sub-packages, inside function bodies
 

@@ -399,7 +399,7 @@ class _Heard(Reporter):
 
 
 def test_results_are_kept_beside_models_of_runs_alone(results: list[Result], run_copy: Path, tmp_path: Path) -> None:
-    names = ["manifest.json", "model.portable.bench.ort-cpu.json", "model.portable.validate.json"]
+    names = ["manifest.json", "model.portable.bench.ort-cpu.json", "model.portable.validate.ort-cpu.json"]
     assert [path.name for path in _kept(run_copy, results)] == names
 
     outside = tmp_path / "outside"

@@ -300,7 +300,7 @@ def test_the_result_is_kept_and_its_report_tells_it(
                 assert [f"{row['p50']:.3f}" in text for row in result[role][key]] == [True, True]
     card = own.with_suffix(".md").read_text()
     assert f"## Latency in tensorrt\n\n{result['verdict']}" in card
-    assert "On NVIDIA H100." in card
+    assert "On NVIDIA H100, driver " in card
 
 
 def test_a_result_about_another_file_is_left_out(trt: FakeTensorRT, model: Path, tmp_path: Path) -> None:
@@ -381,10 +381,11 @@ def test_a_folder_without_a_model_for_it_says_how_to_make_one(
         api.bench(tmp_path / "run", backend="tensorrt")
 
 
-def test_profile_is_refused(tiny_run: Path) -> None:
-    result = CliRunner().invoke(app, ["bench", str(tiny_run), "--backend", "tensorrt", "--profile"])
+@pytest.mark.parametrize("options", [["--profile"], ["--threads", "2"], ["--affinity", "0"]])
+def test_options_of_cpus_are_refused(tiny_run: Path, options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["bench", str(tiny_run), "--backend", "tensorrt", *options])
 
-    assert "no profile on backend 'tensorrt'" in str(result.exception)
+    assert "--profile, --threads and --affinity are for CPUs; leave them out on tensorrt" in str(result.exception)
 
 
 # What the inspector says, in the words of several generations.

@@ -21,7 +21,7 @@ with the package. Beside it every result carries `command`, the command line tha
 the line that does the same), and `environment`. A number counts up when a field changes its meaning or goes; new fields
 do not count.
 
-`validate` and `bench` keep the result of a model in a run folder beside it, as `<model>.validate.json` and
+`validate` and `bench` keep the result of a model in a run folder beside it, as `<model>.validate.<backend>.json` and
 `<model>.bench.<backend>.json`; `ofq-deploy report` reads them, and any results written into one folder with `-o`.
 `model_sha256` tells whether a result is about the file that lies there now.
 

@@ -19,14 +19,14 @@ from ofq_deploy import api
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
-from ofq_deploy.export.write import write_checked
+from ofq_deploy.export.write import to_proto, write_checked
 from ofq_deploy.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests import tensorrt_build
 from ofq_deploy.runtime_tests.lint import lint
 from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.proof import Proof, prove_free_run, prove_operators, prove_weights
+from ofq_deploy.runtime_tests.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
 from ofq_deploy.runtime_tests.tensorrt_check import Check, check
 from tests.test_lint import frozen_model
 from tests.test_schemas import check as check_schema
@@ -59,9 +59,9 @@ def prove(path: Path, frozen: Frozen) -> list[str]:
     a, report = frozen.architecture, Reporter(quiet=True)
     images = np.random.default_rng(0).standard_normal((40, a.channels, 16, 16), dtype=np.float32)
     operators = prove_operators(path, frozen, images[:8], None, report)
-    return Proof(
-        8, prove_weights(path, frozen), tuple(operators), prove_free_run(path, frozen, images, report)
-    ).faults()
+    weights, free = prove_weights(path, frozen), prove_free_run(path, frozen, images, report)
+    constants = prove_constants(path, to_proto(build(frozen, TARGETS["tensorrt"])))
+    return Proof(8, weights, constants, tuple(operators), free).faults()
 
 
 @compiles

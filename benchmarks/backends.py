@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peers import export_float, quantized_by_onnxruntime
 
 from ofq_deploy import api, imagenet
 from ofq_deploy.datasets import Split, folder_preprocessing, load_dataset
@@ -134,66 +135,38 @@ def official(run: Path) -> Iterator[Subject]:
 def peers(folder: Path, report: Reporter) -> Iterator[Subject]:
     """The float DeiT-T, and what ONNX Runtime's and NNCF's quantizers make of it."""
     source = folder / "float.onnx"
-    export_float(source)
+    export_float(float_network(), (3, SIZE, SIZE), source)
     yield Subject("float32", source, ("ort-cpu", "openvino"))
     images = calibration_images()
     report.say("quantize_dynamic")
     yield Subject(
-        "ONNX Runtime quantize_dynamic", ort_quantized(source, images, is_static=False), ("ort-cpu", "openvino")
+        "ONNX Runtime quantize_dynamic",
+        quantized_by_onnxruntime(source, "image", images, is_static=False),
+        ("ort-cpu", "openvino"),
     )
     report.say("quantize_static")
     yield Subject(
-        "ONNX Runtime quantize_static", ort_quantized(source, images, is_static=True), ("ort-cpu", "openvino")
+        "ONNX Runtime quantize_static",
+        quantized_by_onnxruntime(source, "image", images, is_static=True),
+        ("ort-cpu", "openvino"),
     )
     report.say("NNCF")
     yield Subject("NNCF int8", nncf_quantized(source, images), ("ort-cpu", "openvino"))
 
 
-def export_float(path: Path) -> None:
-    """timm's DeiT-T with the weights of `WEIGHTS`, by torch's older exporter, which needs no further package."""
+def float_network() -> Any:
+    """timm's DeiT-T with the weights of `WEIGHTS`."""
     import timm
-    import torch
     from safetensors.torch import load_file
 
-    network = timm.create_model("deit_tiny_patch16_224").eval()
+    network: Any = timm.create_model("deit_tiny_patch16_224").eval()
     network.load_state_dict(load_file(WEIGHTS), strict=True)
-    options: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"], "opset_version": 20}
-    options["dynamic_axes"] = {"image": {0: "batch"}, "logits": {0: "batch"}}
-    torch.onnx.export(network, (torch.zeros(2, 3, SIZE, SIZE),), path, dynamo=False, **options)
+    return network
 
 
 def calibration_images() -> list[NDArray[np.float32]]:
     split = load_dataset(str(SHARED / "data" / "imagenet20" / "train"), SIZE, folder_preprocessing(SIZE), None).test
     return [image[None] for image in split.spread(CALIBRATION_IMAGES)]
-
-
-def ort_quantized(source: Path, images: list[NDArray[np.float32]], is_static: bool) -> Path:
-    """As its documentation advises: preprocessed first, weights int8 per channel."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = iter([{"image": image} for image in images])
-
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            return next(self.feeds, None)
-
-    prepared, path = source.with_suffix(".prepared.onnx"), source.with_suffix(f".static{is_static:d}.onnx")
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)
-    weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
-    if is_static:
-        activations = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
-        quantize_static(prepared, path, Reader(), **activations, **weights)
-    else:
-        quantize_dynamic(prepared, path, **weights)
-    return path
 
 
 def nncf_quantized(source: Path, images: list[NDArray[np.float32]]) -> Path:
@@ -219,9 +192,7 @@ def _products(path: Path) -> tuple[int, int, int]:
 
 def in_torch(run: Path, split: Split, report: Reporter) -> Predictions:
     """The official checkpoint as our training code computes it, in float32 and float64; and the float DeiT-T."""
-    import timm
     import torch
-    from safetensors.torch import load_file
 
     from ofq_deploy.train.reference import load_student
     from ofq_deploy.train.witness import TorchRunner
@@ -232,8 +203,7 @@ def in_torch(run: Path, split: Split, report: Reporter) -> Predictions:
         with TorchRunner(student, dtype) as runner:
             ranked = _ranked(lambda images, own=runner: logits_of(own, images), split, report, name)
         found["OFQ W4A4", name] = Accuracy(ranked, split.classes, 0.0)
-    network = timm.create_model("deit_tiny_patch16_224").eval()
-    network.load_state_dict(load_file(WEIGHTS), strict=True)
+    network = float_network()
     with torch.no_grad():
         ranked = _ranked(lambda images: network(torch.from_numpy(images)).numpy(), split, report, "float32 in torch")
     found["float32", "torch float32"] = Accuracy(ranked, split.classes, 0.0)

@@ -31,6 +31,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from peers import export_float, quantized_by_onnxruntime
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -200,7 +201,7 @@ def prepare(network: Any, bits: list[int], folder: Path, report: Reporter, left_
                     add(openvino_entry, f"ours {target} in OpenVINO f32, W{width}A{width} {form}", path, "f32")
     for model, suffix in ((network, ""), (pruned_network(network), ", last block pruned")):
         path = folder / f"float{len(entries)}.onnx"
-        export(model, path)
+        export_float(model, IMAGE, path)
         add(ort_entry, f"ORT fp32, torch.onnx{suffix}", path, is_float=True)
         add(ort_quantized, f"ORT quantize_dynamic{suffix}", path, is_static=False)
         add(ort_quantized, f"ORT quantize_static QDQ{suffix}", path, is_static=True)
@@ -224,44 +225,12 @@ def attempt(name: str, left_out: dict[str, str]) -> Iterator[None]:
         print(f"left out: {name}: {left_out[name]}", file=sys.stderr, flush=True)
 
 
-def export(network: Any, path: Path) -> None:
-    """By torch's older exporter, which needs no further package."""
-    options: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
-    options["dynamic_axes"] = {"image": {0: "batch"}, "logits": {0: "batch"}}
-    torch.onnx.export(network, (torch.zeros(2, *IMAGE),), path, dynamo=False, opset_version=20, **options)
-
-
 def calibration_images() -> list[Images]:
     return list(np.random.default_rng(1).standard_normal((CALIBRATION_IMAGES, 1, *IMAGE), dtype=np.float32))
 
 
 def ort_quantized(name: str, source: Path, is_static: bool) -> Entry:
-    """As its documentation advises: preprocessed first, weights int8 per channel."""
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.feeds = iter([{"image": image} for image in calibration_images()])
-
-        def get_next(self) -> dict[str, Images] | None:
-            return next(self.feeds, None)
-
-    prepared, path = source.with_suffix(".prepared.onnx"), source.with_suffix(f".static{is_static:d}.onnx")
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # which stumbles over the pruned block
-    weights: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
-    if is_static:
-        activations = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
-        quantize_static(prepared, path, Reader(), **activations, **weights)
-    else:
-        quantize_dynamic(prepared, path, **weights)
-    return ort_entry(name, path)
+    return ort_entry(name, quantized_by_onnxruntime(source, "image", calibration_images(), is_static))
 
 
 def nncf_entry(name: str, source: Path, precision: str) -> Entry:

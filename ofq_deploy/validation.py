@@ -41,6 +41,8 @@ def validate_model(
     frozen = frozen_of(found, backend)
     if max_drop is not None and found.run is None:
         raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
+    if max_drop is not None and found.run is not None and not found.run.recipe.data:
+        raise RunError(f"{found.run.path} was imported: it has no float model to drop from; leave --max-drop out")
     known = Classes.of(frozen.labels)
     known = read_classes(classes, known) if classes else known
     chosen, test = test_split(found, frozen, data, known)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from ofq_deploy import api, cli, validation
 from ofq_deploy.datasets import folder_preprocessing
-from ofq_deploy.errors import DataError, ModelError, OfqError
+from ofq_deploy.errors import DataError, ModelError, OfqError, RunError
 from ofq_deploy.files import sha256
 from ofq_deploy.frozen import load_frozen
 from ofq_deploy.progress import Reporter
@@ -302,6 +302,13 @@ def test_import_does_not_replace_a_run(typed: tuple[Path, Done]) -> None:
 
     assert message == "runs/mini exists already; pass --force to replace it or -o for another place"
     assert _listing(typed[0]) == before
+
+
+def test_an_imported_run_has_no_float_model_to_drop_from(imported: Path) -> None:
+    model = api.export(imported, force=True)
+
+    with pytest.raises(RunError, match="was imported: it has no float model to drop from; leave --max-drop out"):
+        api.validate(model, data="digits", max_drop=1.0)
 
 
 def test_import_replaces_a_run_when_forced(mini: dict[str, Any], imported: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def model_path(subject: str | Path | None, without: tuple[str, ...] = ("fp32",))
     models = exported_models(path, without)
     if not models:
         raise OnnxFileError(f"{path} holds no exported model; make one with: ofq-deploy export {path} --to onnx")
-    return max(models, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    return _newest(models)
 
 
 def exported_models(folder: Path, without: tuple[str, ...] = ("fp32",)) -> list[Path]:
@@ -83,4 +83,8 @@ def tensorrt_model(model: str | Path | None) -> Path:
     models = [file for file in exported_models(path) if open_model(file)[1].target == "tensorrt"]
     if not models:
         raise OnnxFileError(f"{path} holds no model for it; make one with: ofq-deploy export {path} --target tensorrt")
+    return _newest(models)
+
+
+def _newest(models: list[Path]) -> Path:
     return max(models, key=lambda file: (file.stat().st_mtime_ns, file.name))

@@ -29,20 +29,13 @@ def validation_text(result: dict[str, Any]) -> str:
         for entry in free["divergences"][:5]
     ]
     accuracy = result["accuracy"]
-    lines += [
-        "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(name, accuracy[key], *accuracy[f"{key}_interval"])
-        for name, key in (("top-5", "top5"), ("top-1", "top1"))
-        if key in accuracy
-    ]
+    lines += _shares(accuracy, "top-5", "top-1")
     if "top1_torch" in result:
         pair = result["against_float"]
         line = f"same prediction as the float model: {pair['agreement']:.2f} %"
         if "top1" in accuracy:
             lines[-1] += f"; torch {result['top1_torch']:.2f} %, float model {result['top1_float']:.2f} %"
-            line += (
-                f"; alone right: this model on {pair['only_model_right']} images, the float model on "
-                f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
-            )
+            line += _alone_right(pair, "this model", "the float model")
         lines.append(line)
         lines.append(
             f"same prediction as torch: {result['agreement']:.2f} %; as torch float64: runtime "
@@ -62,21 +55,12 @@ def foreign_text(result: dict[str, Any]) -> str:
     ]
     for name, key in (("model", "accuracy"), ("reference", "accuracy_reference")):
         table = result[key]
-        shares = [
-            "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(
-                top, table[top_key], *table[f"{top_key}_interval"]
-            )
-            for top, top_key in (("top-1", "top1"), ("top-5", "top5"))
-            if top_key in table
-        ]
+        shares = _shares(table, "top-1", "top-5")
         lines.append(", ".join([f"{name}: {table['images_per_s']:.0f} images/s", *shares]))
     pair = result["against_float"]
     lines.append(f"same prediction: {pair['agreement']:.2f} %")
     if "mcnemar_p" in pair:
-        lines[-1] += (
-            f"; alone right: the model on {pair['only_model_right']} images, the reference on "
-            f"{pair['only_reference_right']} (McNemar p = {pair['mcnemar_p']:.2g})"
-        )
+        lines[-1] += _alone_right(pair, "the model", "the reference")
     executed, lint = result["executed"], result["lint"]
     lines.append(f"products: {executed['integer']} in integers, {executed['float']} in float")
     if lint is not None:
@@ -92,6 +76,23 @@ def foreign_text(result: dict[str, Any]) -> str:
     lines += [f"FAULT {fault}" for fault in result["faults"]]
     lines.append(result["verdict"])
     return "\n".join(lines)
+
+
+def _shares(accuracy: dict[str, Any], *names: str) -> list[str]:
+    """Those of top-1 and top-5 that were measured, with their intervals."""
+    keys = [(name, name.replace("-", "")) for name in names]
+    return [
+        "{} {:.2f} % ({:.1f} to {:.1f} with 95 % confidence)".format(name, accuracy[key], *accuracy[f"{key}_interval"])
+        for name, key in keys
+        if key in accuracy
+    ]
+
+
+def _alone_right(pair: dict[str, Any], own: str, reference: str) -> str:
+    return (
+        f"; alone right: {own} on {pair['only_model_right']} images, {reference} on {pair['only_reference_right']} "
+        f"(McNemar p = {pair['mcnemar_p']:.2g})"
+    )
 
 
 def _input(result: dict[str, Any]) -> str:

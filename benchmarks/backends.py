@@ -28,14 +28,15 @@ import numpy as np
 from numpy.typing import NDArray
 from peers import export_float, quantized_by_onnxruntime
 
-from ofq_deploy import api, imagenet
-from ofq_deploy.datasets import Split, folder_preprocessing, load_dataset
+from ofq_deploy import api
+from ofq_deploy.data import imagenet
+from ofq_deploy.data.datasets import Split, folder_preprocessing, load_dataset
 from ofq_deploy.environment import environment
-from ofq_deploy.frozen import load_frozen
+from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runs import load_run
-from ofq_deploy.runtime_tests.accuracy import Accuracy, measure_accuracy, paired
-from ofq_deploy.runtime_tests.executed import executed_operators
+from ofq_deploy.runs.folder import load_run
+from ofq_deploy.runtime_tests.proof.accuracy import Accuracy, measure_accuracy, paired
+from ofq_deploy.runtime_tests.speed.executed import executed_operators
 
 SHARED = Path(os.environ.get("OFQ_SHARED", "../shared"))
 CHECKPOINT = SHARED / "ofq-official" / "deit_t_w4a4_qkr.pth.tar"

@@ -35,17 +35,17 @@ from peers import export_float, quantized_by_onnxruntime
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.environment import environment
 from ofq_deploy.export.fp32 import build_fp32
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
-from ofq_deploy.frozen import Frozen
-from ofq_deploy.images import Preprocessing
+from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests.executed import executed_operators
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
+from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
+from ofq_deploy.runtime_tests.speed.executed import executed_operators
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 

@@ -23,16 +23,17 @@ from typing import Any
 
 import torch
 
-from ofq_deploy import api, imagenet
-from ofq_deploy.datasets import load_dataset
+from ofq_deploy import api
+from ofq_deploy.data import imagenet
+from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.environment import environment
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Model, Quantization
-from ofq_deploy.runtime_tests.parity import Parity
-from ofq_deploy.runtime_tests.proof import prove_operators, prove_weights
+from ofq_deploy.runtime_tests.proof.parity import Parity
+from ofq_deploy.runtime_tests.proof.proof import prove_operators, prove_weights
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.pretrained import load_pretrained, model_of, read_weights

@@ -20,19 +20,19 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from ofq_deploy import imagenet
-from ofq_deploy.datasets import folder_preprocessing
+from ofq_deploy.data import imagenet
+from ofq_deploy.data.datasets import folder_preprocessing
 from ofq_deploy.environment import environment
 from ofq_deploy.export.fp32 import build_fp32
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
+from ofq_deploy.model.contents import contents
+from ofq_deploy.model.file import open_model
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests.contents import contents
-from ofq_deploy.runtime_tests.model_file import open_model
-from ofq_deploy.runtime_tests.ort import open_session
-from ofq_deploy.runtime_tests.probe import probe
+from ofq_deploy.runtime_tests.runners.ort import open_session
+from ofq_deploy.runtime_tests.speed.probe import probe
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 

@@ -19,13 +19,13 @@ from typing import Any
 import timm
 import torch
 
-from ofq_deploy.datasets import folder_preprocessing
+from ofq_deploy.data.datasets import folder_preprocessing
 from ofq_deploy.environment import environment
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests.tensorrt_check import check
+from ofq_deploy.runtime_tests.lint.tensorrt_check import check
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 

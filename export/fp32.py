@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from ofq_deploy.errors import ModelError
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.network import LOWEST_OPSET, check_opset, metadata
-from ofq_deploy.frozen import Frozen
+from ofq_deploy.model.frozen import Frozen
 
 
 def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Model:

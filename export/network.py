@@ -16,7 +16,7 @@ from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.targets import HIGHEST_OPSET, Rescale, Steps, Target
-from ofq_deploy.frozen import Frozen, Linear, Quantizer, frozen_hash
+from ofq_deploy.model.frozen import Frozen, Linear, Quantizer, frozen_hash
 
 LOWEST_OPSET = 20  # Gelu
 Floats = NDArray[np.float32]

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.frozen import Linear
+from ofq_deploy.model.frozen import Linear
 
 _BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.int8)  # of every byte, lowest first
 Storage = Literal["INT2", "INT4", "planes", "INT8"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export.builder import CONTRIB, Builder
-from ofq_deploy.frozen import Frozen
+from ofq_deploy.model.frozen import Frozen
 
 HIGHEST_OPSET = 26
 INT8_MAX = 127

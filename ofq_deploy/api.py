@@ -9,21 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.benching import GPU_BACKENDS, bench_on_cpu, bench_on_gpu
+from ofq_deploy.commands.bench import GPU_BACKENDS, bench_on_cpu, bench_on_gpu
+from ofq_deploy.commands.export import build_model, export_run
 from ofq_deploy.errors import DataError, UnsupportedByTarget
-from ofq_deploy.exporting import build_model, export_run
 from ofq_deploy.files import sha256
-from ofq_deploy.frozen import Frozen, load_frozen
-from ofq_deploy.lookup import exported_models, find, model_path, tensorrt_model
+from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import DEFAULT, Quantization, Recipe
-from ofq_deploy.results import result_of
-from ofq_deploy.runs import load_run, newest_run
+from ofq_deploy.results.record import result_of
+from ofq_deploy.runs.folder import load_run, newest_run
+from ofq_deploy.runs.subject import exported_models, find, model_path, tensorrt_model
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ofq_deploy.images import Preprocessing
+    from ofq_deploy.data.images import Preprocessing
 
 __all__ = [
     "bench",
@@ -84,7 +84,7 @@ def train(
     The float teacher is read from the recipe's `init`, or trained first and kept in `.teachers` beside the run folder, for the next run that needs
     the same one. Raises RecipeError, DataError, ModelError and OutputError.
     """
-    from ofq_deploy.training import train_run
+    from ofq_deploy.commands.train import train_run
 
     place = None if output is None else Path(output)
     return train_run(recipe, place, overrides or {}, device, force, report or Reporter())
@@ -104,7 +104,7 @@ def import_checkpoint(
     Bits come from the file's own settings or from the arguments. Unpickling happens in a process of its own and
     builds tensors, plain containers and argparse's Namespace only. Raises ModelError and OutputError.
     """
-    from ofq_deploy.training import import_run
+    from ofq_deploy.commands.train import import_run
 
     place = None if output is None else Path(output)
     return import_run(Path(checkpoint), weight_bits, act_bits, ema, place, force)
@@ -155,16 +155,16 @@ def validate(
     max_drop: points of top-1 that the model may lose against the float model of the run
     images:   how many test images go through the operator-by-operator proof, in batches of 1 and 3
     golden:   instead, compare a run folder with golden data of OFQ's official code
-    classes:  a file that names the model's classes as the data does; see ofq_deploy.classes.read_classes
+    classes:  a file that names the model's classes as the data does; see ofq_deploy.data.classes.read_classes
 
     reference: instead, the float ONNX model that `subject`, a model from elsewhere, was quantized from
-    preprocessing: a JSON file, for a model from elsewhere; see ofq_deploy.images.read_preprocessing
+    preprocessing: a JSON file, for a model from elsewhere; see ofq_deploy.data.images.read_preprocessing
     tolerance: error of a tensor of such a model that is a fault, as a share of the reference's RMS
 
     Returns a JSON table with "passed" and "faults".
     """
-    from ofq_deploy.validation import validate_golden, validate_model
-    from ofq_deploy.verdicts import judged
+    from ofq_deploy.commands.validate import validate_golden, validate_model
+    from ofq_deploy.results.verdicts import judged
 
     report = report or Reporter()
     if golden is not None:
@@ -176,7 +176,7 @@ def validate(
             raise DataError(f"{option} is {value:g}; expected a number from 0")
     names = Path(classes) if classes else None
     if reference is not None:
-        from ofq_deploy.foreign import validate_foreign
+        from ofq_deploy.commands.foreign import validate_foreign
 
         if run is not None:
             raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
@@ -210,8 +210,8 @@ def parity(
     Then both run freely: where an image's codes part, the first operator is named. The float64 oracle tells ties from
     errors. Returns a JSON table with "passed" and "faults".
     """
-    from ofq_deploy.comparison import compare_two
-    from ofq_deploy.verdicts import parity_verdict
+    from ofq_deploy.commands.parity import compare_two
+    from ofq_deploy.results.verdicts import parity_verdict
 
     result = compare_two(subject, leader, follower, run, data, images, report or Reporter())
     return {"verdict": parity_verdict(result)} | result
@@ -237,7 +237,7 @@ def bench(
     profile:  add the time of every operator, by kind and by role (ort-cpu)
     affinity: numbers of the CPUs to stay on; threads = 0 then means one for each of them
 
-    Returns a JSON table; see ofq_deploy.runtime_tests.bench.bench, and for "tensorrt" and "torch-cuda" the functions
+    Returns a JSON table; see ofq_deploy.runtime_tests.speed.bench.bench, and for "tensorrt" and "torch-cuda" the functions
     of tensorrt_bench and torch_cuda.
     """
     path, sizes, report = None if model is None else Path(model), tuple(batches), report or Reporter()
@@ -252,9 +252,9 @@ def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict
     """The five likeliest labels of each image with their probabilities, by ONNX Runtime alone."""
     import numpy as np
 
-    from ofq_deploy.images import load_image
-    from ofq_deploy.runtime_tests.model_file import open_model
-    from ofq_deploy.runtime_tests.ort import open_session, run_logits
+    from ofq_deploy.data.images import load_image
+    from ofq_deploy.model.file import open_model
+    from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 
     path = model_path(model)
     described = open_model(path)[1]
@@ -293,7 +293,7 @@ def package(
 
     Returns the manifest as a JSON table, with the key "package".
     """
-    from ofq_deploy.package import make_package
+    from ofq_deploy.serving.package import make_package
 
     return make_package(
         model_path(model),
@@ -310,8 +310,8 @@ def package(
 @result_of("inspect")
 def inspect(subject: str | Path | None = None) -> dict[str, Any]:
     """The layers of a model, or of the model that a run would export: bits trained, stored and computed."""
-    from ofq_deploy.runtime_tests.contents import contents
-    from ofq_deploy.runtime_tests.model_file import open_model
+    from ofq_deploy.model.contents import contents
+    from ofq_deploy.model.file import open_model
 
     path = Path(subject) if subject is not None else newest_run().path
     if path.is_dir() and not exported_models(path):
@@ -343,7 +343,7 @@ def report(
     The models' cards are written anew. Returns the paths of the page ("report") and of the "cards", and the number of
     "results" shown. Raises RunError, DataError and OutputError.
     """
-    from ofq_deploy.reporting import report_folder
+    from ofq_deploy.commands.report import report_folder
 
     return report_folder(Path(subject) if subject is not None else None, output, force, report or Reporter())
 
@@ -354,8 +354,8 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     Returns rule, node, operator, cause, cure and kind (hard, wrong, slow or hint) of every fault. Takes any ONNX
     file when `target` is given.
     """
-    from ofq_deploy.runtime_tests.lint import lint as find_faults
-    from ofq_deploy.runtime_tests.model_file import read_model
+    from ofq_deploy.model.file import read_model
+    from ofq_deploy.runtime_tests.lint.rules import lint as find_faults
 
     path = model_path(model)
     stated = {entry.key: entry.value for entry in read_model(path).metadata_props}.get("ofq_deploy.target")
@@ -371,7 +371,7 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
     Takes any ONNX file but ours for other targets. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
     Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
     """
-    from ofq_deploy.runtime_tests.tensorrt_check import check as check_engine
+    from ofq_deploy.runtime_tests.lint.tensorrt_check import check as check_engine
 
     if target != "tensorrt":
         raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")

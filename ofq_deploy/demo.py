@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ofq_deploy import api
-from ofq_deploy.card import write_card
 from ofq_deploy.files import refuse_existing, replacing
+from ofq_deploy.pages.card import write_card
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe
-from ofq_deploy.results import Result, keep, stamped, to_json
+from ofq_deploy.results.record import Result, keep, stamped, to_json
 
 RECIPES = ("digits-w4a4", "digits-w2a2")
 BENCH_SECONDS = 2.0
@@ -24,7 +24,7 @@ def run_demo(output: Path, seed: int, force: bool, report: Reporter) -> dict[str
 
     Nothing appears under `output` before everything is there. Raises OutputError when it exists already.
     """
-    from ofq_deploy.report import render
+    from ofq_deploy.pages.report import render
 
     refuse_existing(output, force)
     with replacing(output, force) as folder:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ofq_deploy.runtime_tests.ort import OrtRunner
-from ofq_deploy.runtime_tests.rounds import wall_timer
+from ofq_deploy.runtime_tests.runners.ort import OrtRunner
+from ofq_deploy.runtime_tests.speed.rounds import wall_timer
 
 
 class Severity(IntEnum):
@@ -203,7 +203,7 @@ class FakeTensorRT(ModuleType):
 
 
 class FakeStream:
-    """What ofq_deploy.runtime_tests.cuda.Stream does, at once and on the processor."""
+    """What ofq_deploy.runtime_tests.runners.cuda.Stream does, at once and on the processor."""
 
     handle = 7
     timer = staticmethod(wall_timer)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ofq_deploy.runtime_tests.accuracy import Accuracy, by_class, interval, paired
+from ofq_deploy.runtime_tests.proof.accuracy import Accuracy, by_class, interval, paired
 
 
 def of(predictions: list[int], classes: list[int], second: int = 9) -> Accuracy:

@@ -13,18 +13,20 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ofq_deploy import api, texts
+from ofq_deploy import api
+from ofq_deploy.cli import texts
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
-from ofq_deploy.frozen import Architecture, load_frozen
+from ofq_deploy.model.frozen import Architecture, load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runner import Arrays, Metadata, Runner
-from ofq_deploy.runtime_tests import bench, openvino, speedup
-from ofq_deploy.runtime_tests.arithmetic import Work, work
-from ofq_deploy.runtime_tests.speedup import Speedup
+from ofq_deploy.runtime_tests.runners import openvino
+from ofq_deploy.runtime_tests.speed import bench, speedup
+from ofq_deploy.runtime_tests.speed.arithmetic import Work, work
+from ofq_deploy.runtime_tests.speed.speedup import Speedup
 from tests.test_lint import DEQUANTIZED, frozen_model, node, write
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ofq_deploy.grids import code_range
+from ofq_deploy.model.grids import code_range
 from ofq_deploy.recipe import Annealing, Quantization
 from ofq_deploy.train.cga import annealed_layers, annealed_step, start_annealing
 from ofq_deploy.train.convert import calibrate, convert

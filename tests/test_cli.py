@@ -18,12 +18,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from ofq_deploy import api, cli, demo, validation
-from ofq_deploy.datasets import load_dataset
+from ofq_deploy import api, cli, demo
+from ofq_deploy.commands import validate as validation
+from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.files import sha256
+from ofq_deploy.model.file import read_model
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
-from ofq_deploy.runtime_tests.model_file import read_model
 
 COMMANDS = [
     "demo",
@@ -227,7 +228,7 @@ def digit(tmp_path: Path) -> Path:
 
 
 def _write_digit(path: Path, test_index: int) -> Path:
-    split = json.loads((Path(api.__file__).parent / "digits_split.json").read_text())
+    split = json.loads((Path(api.__file__).parent / "data" / "digits_split.json").read_text())
     pixels = load_digits().images[split["test"][test_index]]
     Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8)).save(path)
     return path
@@ -692,7 +693,7 @@ def test_validate_finds_one_changed_code(run_copy: Path, tmp_path: Path) -> None
 
 def test_validate_compares_the_drop_with_the_gate(run_copy: Path, tiny_run: Path, tmp_path: Path) -> None:
     """On images that the float model gets right, one of them wrong after quantization, the drop is positive."""
-    from ofq_deploy.runtime_tests.accuracy import measure_accuracy
+    from ofq_deploy.runtime_tests.proof.accuracy import measure_accuracy
 
     fp32 = api.export(tiny_run, target="fp32", output=tmp_path / "fp32.onnx")
     split = load_dataset("digits", 16).test
@@ -711,7 +712,7 @@ def test_validate_compares_the_drop_with_the_gate(run_copy: Path, tiny_run: Path
 
 def test_classes_of_a_folder_are_matched_by_their_names(run_copy: Path, tiny_run: Path, tmp_path: Path) -> None:
     """A folder that lacks some classes: its first class is not the model's first."""
-    from ofq_deploy.runtime_tests.accuracy import measure_accuracy
+    from ofq_deploy.runtime_tests.proof.accuracy import measure_accuracy
 
     model, split = run_copy / "model.portable.onnx", load_dataset("digits", 16).test
     predictions = measure_accuracy(model, split, Reporter()).predictions

@@ -7,8 +7,8 @@ import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
+from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import ModelError
-from ofq_deploy.images import Preprocessing
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.convert import Replacement, activation_quantizers, calibrate, convert, quantizers_off
 from ofq_deploy.train.freeze import freeze

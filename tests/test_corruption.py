@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ofq_deploy import api, validation
+from ofq_deploy import api
+from ofq_deploy.commands import validate as validation
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.frozen import load_frozen
-from ofq_deploy.runtime_tests.model_file import open_model, read_model
-from ofq_deploy.runtime_tests.proof import prove_weights
+from ofq_deploy.model.file import open_model, read_model
+from ofq_deploy.model.frozen import load_frozen
+from ofq_deploy.runtime_tests.proof.proof import prove_weights
 
 IMAGES = 8
 Change = Callable[[NDArray[Any]], NDArray[Any]]

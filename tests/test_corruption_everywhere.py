@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 
-from ofq_deploy import api, validation
+from ofq_deploy import api
+from ofq_deploy.commands import validate as validation
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.runtime_tests.model_file import read_model
+from ofq_deploy.model.file import read_model
 
 IMAGES = 2
 SHORT = {"teacher.epochs": 1, "train.epochs": 1, "cga.enabled": False}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ofq_deploy.errors import BackendMissing, UnsupportedByTarget
-from ofq_deploy.runtime_tests import cuda
+from ofq_deploy.runtime_tests.runners import cuda
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580", "GPU-1")
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ofq_deploy import api, texts
-from ofq_deploy.classes import UNKNOWN, Classes, read_classes
-from ofq_deploy.datasets import load_dataset
+from ofq_deploy import api
+from ofq_deploy.cli import texts
+from ofq_deploy.data.classes import UNKNOWN, Classes, read_classes
+from ofq_deploy.data.datasets import load_dataset
+from ofq_deploy.data.imagenet import names, wnids
+from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import BackendMissing, DataError
-from ofq_deploy.imagenet import names, wnids
-from ofq_deploy.images import load_image
 
 DIGITS = tuple("0123456789")
 

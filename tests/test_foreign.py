@@ -14,15 +14,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from ofq_deploy import api, texts
-from ofq_deploy.datasets import folder_preprocessing, load_dataset
+from ofq_deploy import api
+from ofq_deploy.cli import texts
+from ofq_deploy.commands.foreign import TOLERANCE
+from ofq_deploy.data.datasets import folder_preprocessing, load_dataset
+from ofq_deploy.data.images import read_preprocessing
 from ofq_deploy.errors import DataError, OfqError, OnnxFileError
-from ofq_deploy.foreign import TOLERANCE
-from ofq_deploy.images import read_preprocessing
+from ofq_deploy.model.file import parse_model, read_model
+from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
-from ofq_deploy.report import render
-from ofq_deploy.runtime_tests.model_file import parse_model, read_model
-from ofq_deploy.runtime_tests.tensors import compare_tensors, half_quantized
+from ofq_deploy.runtime_tests.proof.tensors import compare_tensors, half_quantized
 from tests.test_schemas import check
 
 Proto = onnx.ModelProto

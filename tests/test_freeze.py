@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ofq_deploy import frozen as frozen_module
+from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import FrozenFileError, OutputError
-from ofq_deploy.frozen import Frozen, frozen_bytes, frozen_hash, load_frozen, save_frozen
-from ofq_deploy.grids import code_range
-from ofq_deploy.images import Preprocessing
+from ofq_deploy.model import frozen as frozen_module
+from ofq_deploy.model.file import is_float_tap
+from ofq_deploy.model.frozen import Frozen, frozen_bytes, frozen_hash, load_frozen, save_frozen
+from ofq_deploy.model.grids import code_range
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests import oracle
-from ofq_deploy.runtime_tests.model_file import is_float_tap
+from ofq_deploy.runtime_tests.proof import oracle
 from ofq_deploy.train.convert import activation_quantizers, calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.layers import QuantLinear

@@ -15,23 +15,14 @@ FORBIDDEN = {
 }
 # Buffers, streams and int8 kernels on a GPU come from torch: these files of runtime_tests import it inside functions, or
 # for annotations. The kernel, which Triton compiles from module level, is imported inside functions itself.
-TORCH_ON_GPU = {f"runtime_tests/{name}.py" for name in ("cuda", "int8_block", "tensorrt", "torch_cuda", "triton_int8")}
+TORCH_ON_GPU = {f"runtime_tests/runners/{name}.py" for name in ("cuda", "tensorrt")}
+TORCH_ON_GPU |= {f"runtime_tests/speed/{name}.py" for name in ("int8_block", "torch_cuda", "triton_int8")}
 CALLABLE_PACKAGES = {"train/__init__.py", "export/__init__.py"}  # they forward a call to ofq_deploy.api
-API = {
-    "api.py",
-    "benching.py",
-    "card.py",
-    "cli.py",
-    "comparison.py",
-    "demo.py",
-    "exporting.py",
-    "foreign.py",
-    "lookup.py",
-    "package.py",
-    "reporting.py",
-    "servable.py",
-    "training.py",
-    "validation.py",
+API = {"api.py", "demo.py", "model/file.py", "model/contents.py"}
+API |= {
+    f"{room}/{file.name}"
+    for room in ("commands", "cli", "pages", "serving", "runs")
+    for file in (ROOT / "ofq_deploy" / room).glob("*.py")
 }  # the only core modules that use sub-packages, inside function bodies
 
 
@@ -76,7 +67,7 @@ def test_core_imports_sub_packages_and_torch_only_in_function_bodies_of_the_api(
     broken = [
         f"{path.name} imports {name}"
         for path in files("ofq_deploy")
-        for name in imported(path, top_level=path.name in API)
+        for name in imported(path, top_level=str(path.relative_to(ROOT / "ofq_deploy")) in API)
         if any(within(name, package) for package in packages)
     ]
 

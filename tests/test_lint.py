@@ -9,15 +9,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
-from ofq_deploy.frozen import Frozen
-from ofq_deploy.images import Preprocessing
+from ofq_deploy.model.file import read_model
+from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests.lint import Finding, lint
-from ofq_deploy.runtime_tests.model_file import read_model
+from ofq_deploy.runtime_tests.lint.rules import Finding, lint
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from tests.strategies import random_images, small_vit

@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.runtime_tests import tensorrt_rules
-from ofq_deploy.runtime_tests.lint import Finding, lint
+from ofq_deploy.runtime_tests.lint import tensorrt_rules
+from ofq_deploy.runtime_tests.lint.rules import Finding, lint
 from tests.test_lint import CONTRIB, node
 
 ROOT = Path(__file__).resolve().parent.parent

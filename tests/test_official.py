@@ -21,14 +21,15 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from ofq_deploy import api, cli, validation
-from ofq_deploy.datasets import folder_preprocessing
+from ofq_deploy import api, cli
+from ofq_deploy.commands import validate as validation
+from ofq_deploy.data.datasets import folder_preprocessing
 from ofq_deploy.errors import DataError, ModelError, OfqError, RunError
 from ofq_deploy.files import sha256
-from ofq_deploy.frozen import load_frozen
+from ofq_deploy.model.frozen import load_frozen
+from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
-from ofq_deploy.report import render
-from ofq_deploy.runtime_tests.golden import compare_golden, load_golden
+from ofq_deploy.runtime_tests.proof.golden import compare_golden, load_golden
 from ofq_deploy.train import unpickle
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.official import load_official

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from ofq_deploy import api
-from ofq_deploy.datasets import load_dataset
+from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runner import logits
-from ofq_deploy.runtime_tests import openvino
-from ofq_deploy.runtime_tests.lint import lint
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
+from ofq_deploy.runtime_tests.lint.rules import lint
+from ofq_deploy.runtime_tests.runners import openvino
+from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 
 TENSOR = {"quantization.act_step": "tensor", "quantization.attention": "qk", "teacher.epochs": 4}
 

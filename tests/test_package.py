@@ -22,12 +22,12 @@ from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
 from ofq_deploy import api
+from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import OfqError, OnnxFileError, OutputError, UnsupportedByTarget
 from ofq_deploy.files import sha256
-from ofq_deploy.images import load_image
-from ofq_deploy.runtime_tests.model_file import open_model, read_model
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
-from ofq_deploy.servable import oldest_onnxruntime
+from ofq_deploy.model.file import open_model, read_model
+from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
+from ofq_deploy.serving.servable import oldest_onnxruntime
 
 ROOT = Path(__file__).resolve().parent.parent
 SEVEN = ROOT / "docs" / "images" / "seven.png"

@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.packing import pack_planes, packed_bytes, storage, unpack_planes, weight
-from ofq_deploy.frozen import Linear
-from ofq_deploy.runtime_tests.model_file import decoder, read_model
-from ofq_deploy.runtime_tests.ort import open_session, run_all
+from ofq_deploy.model.file import decoder, read_model
+from ofq_deploy.model.frozen import Linear
+from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=13)
 

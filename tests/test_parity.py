@@ -12,24 +12,25 @@ import onnx
 import pytest
 
 from ofq_deploy import api
-from ofq_deploy.datasets import load_dataset
+from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OfqError, OnnxFileError, RunError, UnsupportedByTarget
-from ofq_deploy.frozen import load_frozen
+from ofq_deploy.model.file import read_model
+from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results.verdicts import parity_verdict
 from ofq_deploy.runner import FORCED, Runner, logits
-from ofq_deploy.runs import load_run
-from ofq_deploy.runtime_tests import ort, parity
-from ofq_deploy.runtime_tests.compare import forced_inputs
-from ofq_deploy.runtime_tests.elsewhere import ElsewhereRunner
-from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.oracle import Oracle
-from ofq_deploy.runtime_tests.ort import OrtRunner
-from ofq_deploy.runtime_tests.proof import prove_free_run
-from ofq_deploy.runtime_tests.runners import open_runner
-from ofq_deploy.runtime_tests.tapped import open_tapped
+from ofq_deploy.runs.folder import load_run
+from ofq_deploy.runtime_tests.proof import parity
+from ofq_deploy.runtime_tests.proof.compare import forced_inputs
+from ofq_deploy.runtime_tests.proof.oracle import Oracle
+from ofq_deploy.runtime_tests.proof.proof import prove_free_run
+from ofq_deploy.runtime_tests.proof.tapped import open_tapped
+from ofq_deploy.runtime_tests.runners import ort
+from ofq_deploy.runtime_tests.runners.elsewhere import ElsewhereRunner
+from ofq_deploy.runtime_tests.runners.ort import OrtRunner
+from ofq_deploy.runtime_tests.runners.registry import open_runner
 from ofq_deploy.train.reference import load_student
 from ofq_deploy.train.witness import TorchRunner
-from ofq_deploy.verdicts import parity_verdict
 
 PAIRS = [
     ("torch", "ort-cpu"),

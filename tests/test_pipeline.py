@@ -9,11 +9,11 @@ import pytest
 
 from ofq_deploy import api
 from ofq_deploy.export.packing import packed_bytes
-from ofq_deploy.frozen import load_frozen
+from ofq_deploy.model.file import read_model
+from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.recipe import Recipe, load_recipe, override
-from ofq_deploy.runtime_tests.executed import executed_operators
-from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.ort import open_session, run_logits
+from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
+from ofq_deploy.runtime_tests.speed.executed import executed_operators
 
 WIDTHS = [(2, 2), (3, 3), (4, 4), (8, 8), (2, 4)]
 SHORT = {"teacher.epochs": 2, "train.epochs": 1, "cga.epochs": 1, "model.depth": 2}

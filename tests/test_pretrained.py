@@ -14,8 +14,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
 from ofq_deploy import api
+from ofq_deploy.data.imagenet import names, wnids
 from ofq_deploy.errors import ModelError, OfqError
-from ofq_deploy.imagenet import names, wnids
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Model
 from ofq_deploy.train.convert import quantizers_off

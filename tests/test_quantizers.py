@@ -6,7 +6,7 @@ from hypothesis import given
 from torch import Tensor
 
 from ofq_deploy.errors import RecipeError
-from ofq_deploy.grids import code_range
+from ofq_deploy.model.grids import code_range
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.quantizers import (
     LsqFunction,

@@ -19,17 +19,17 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from ofq_deploy import api, cli
-from ofq_deploy.card import MARKER, _verify, card, card_path
-from ofq_deploy.charts import BINS, bars, distributions, intervals, ticks
+from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import DataError, OutputError, RunError
 from ofq_deploy.files import sha256, write_text
-from ofq_deploy.images import load_image
-from ofq_deploy.pages import STYLE
+from ofq_deploy.model.file import open_model
+from ofq_deploy.pages.card import MARKER, _verify, card, card_path
+from ofq_deploy.pages.charts import BINS, bars, distributions, intervals, ticks
+from ofq_deploy.pages.html import STYLE
+from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
-from ofq_deploy.report import render
-from ofq_deploy.results import keep, to_json
-from ofq_deploy.runtime_tests.model_file import open_model
-from ofq_deploy.verdicts import validation_verdict
+from ofq_deploy.results.record import keep, to_json
+from ofq_deploy.results.verdicts import validation_verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]

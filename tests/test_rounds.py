@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runtime_tests.rounds import SAMPLES_KEPT, Call, Protocol, latency, measure, ratio, wall_timer
+from ofq_deploy.runtime_tests.speed.rounds import SAMPLES_KEPT, Call, Protocol, latency, measure, ratio, wall_timer
 
 QUICK = Protocol(warm_up_calls=3, warm_up_seconds=0, rounds=4, samples=2, calls=3)
 

@@ -11,7 +11,7 @@ import pytest
 from ofq_deploy import api
 from ofq_deploy.errors import FrozenFileError, ModelError, RunError
 from ofq_deploy.files import sha256
-from ofq_deploy.runs import FILES, FORMAT, load_run, newest_run, write_manifest
+from ofq_deploy.runs.folder import FILES, FORMAT, load_run, newest_run, write_manifest
 
 
 def _make_run(path: Path, created: str | None = None) -> Path:

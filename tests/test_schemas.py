@@ -12,10 +12,10 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
 from ofq_deploy import api
-from ofq_deploy.results import command_line, stamped, to_json
+from ofq_deploy.results.record import command_line, stamped, to_json
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMAS = ROOT / "ofq_deploy" / "schemas"
+SCHEMAS = ROOT / "ofq_deploy" / "results" / "schemas"
 
 
 def _closed(node: Any) -> Any:

@@ -20,14 +20,14 @@ from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import to_proto, write_checked
-from ofq_deploy.frozen import Frozen
+from ofq_deploy.model.file import read_model
+from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests import tensorrt_build
-from ofq_deploy.runtime_tests.lint import lint
-from ofq_deploy.runtime_tests.model_file import read_model
-from ofq_deploy.runtime_tests.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
-from ofq_deploy.runtime_tests.tensorrt_check import Check, check
+from ofq_deploy.runtime_tests.lint.rules import lint
+from ofq_deploy.runtime_tests.lint.tensorrt_check import Check, check
+from ofq_deploy.runtime_tests.proof.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
+from ofq_deploy.runtime_tests.runners import tensorrt_build
 from tests.test_lint import frozen_model
 from tests.test_schemas import check as check_schema
 
@@ -116,8 +116,8 @@ def test_quantizers_saturate_and_round_as_the_definition_does(tmp_path: Path, bi
 
     from ofq_deploy.export.builder import Builder
     from ofq_deploy.export.targets import Steps
-    from ofq_deploy.grids import code_range
-    from ofq_deploy.runtime_tests.ort import open_session, run_all
+    from ofq_deploy.model.grids import code_range
+    from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 
     random, target = np.random.default_rng(bits), TARGETS["tensorrt"]
     step = random.uniform(0.01, 1, 50).astype(np.float32)
@@ -447,7 +447,7 @@ def deit_tiny(attention: Any) -> Frozen:
     import timm
     import torch
 
-    from ofq_deploy.datasets import folder_preprocessing
+    from ofq_deploy.data.datasets import folder_preprocessing
     from ofq_deploy.train.convert import calibrate, convert
     from ofq_deploy.train.freeze import freeze
 

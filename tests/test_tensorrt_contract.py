@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [ROOT / "runtime_tests" / name for name in ("tensorrt.py", "tensorrt_build.py")]
+SOURCES = [ROOT / "runtime_tests" / "runners" / name for name in ("tensorrt.py", "tensorrt_build.py")]
 GENERATIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 STUB = """

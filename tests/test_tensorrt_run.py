@@ -17,19 +17,20 @@ from typer.testing import CliRunner
 
 from ofq_deploy import api
 from ofq_deploy.cli import app
-from ofq_deploy.doctor import examine
+from ofq_deploy.commands.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.model.file import read_model, with_taps
 from ofq_deploy.progress import Reporter
-from ofq_deploy.results import to_json
+from ofq_deploy.results.record import to_json
 from ofq_deploy.runner import Arrays, logits
-from ofq_deploy.runtime_tests import cuda, engine_cache, tensorrt, tensorrt_bench, tensorrt_build
-from ofq_deploy.runtime_tests.engine_cache import Ingredients
-from ofq_deploy.runtime_tests.float16 import float16
-from ofq_deploy.runtime_tests.model_file import read_model, with_taps
-from ofq_deploy.runtime_tests.ort import OrtRunner
-from ofq_deploy.runtime_tests.rounds import Protocol
-from ofq_deploy.runtime_tests.runners import open_runner
-from ofq_deploy.runtime_tests.tensorrt import TensorRTRunner, count_products, inspected_layers
+from ofq_deploy.runtime_tests.runners import cuda, engine_cache, tensorrt, tensorrt_build
+from ofq_deploy.runtime_tests.runners.engine_cache import Ingredients
+from ofq_deploy.runtime_tests.runners.ort import OrtRunner
+from ofq_deploy.runtime_tests.runners.registry import open_runner
+from ofq_deploy.runtime_tests.runners.tensorrt import TensorRTRunner, count_products, inspected_layers
+from ofq_deploy.runtime_tests.speed import tensorrt_bench
+from ofq_deploy.runtime_tests.speed.float16 import float16
+from ofq_deploy.runtime_tests.speed.rounds import Protocol
 from tests.fake_tensorrt import FakeStream, FakeTensorRT
 from tests.test_schemas import check
 
@@ -252,7 +253,7 @@ def test_bench_exits_3_when_nothing_ran_in_integers(
     trt: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trt, "layers", lambda quantized: [product("Half"), product("Int8", kind="runtime_fusion")])
-    monkeypatch.setattr("ofq_deploy.runtime_tests.rounds.Protocol", lambda seconds: QUICK)
+    monkeypatch.setattr("ofq_deploy.runtime_tests.speed.rounds.Protocol", lambda seconds: QUICK)
     arguments = ["bench", str(model), "--backend", "tensorrt", "--seconds", "0", "--quiet"]
 
     failed = CliRunner().invoke(app, arguments)
@@ -275,7 +276,7 @@ def test_bench_exits_3_when_nothing_ran_in_integers(
 def test_the_result_is_kept_and_its_report_tells_it(
     trt: FakeTensorRT, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ofq_deploy.runtime_tests.rounds.Protocol", lambda seconds: QUICK)
+    monkeypatch.setattr("ofq_deploy.runtime_tests.speed.rounds.Protocol", lambda seconds: QUICK)
     run = tmp_path / "run"
     shutil.copytree(model.parent, run, ignore=shutil.ignore_patterns("*.json", "*.portable.*", "*.html"))
     shutil.copy(model.parent / "manifest.json", run)
@@ -350,8 +351,8 @@ def test_without_a_gpu_the_way_out_is_named(
 
 @pytest.mark.parametrize("present", [True, False])
 def test_doctor_says_what_bench_would(monkeypatch: pytest.MonkeyPatch, present: bool) -> None:
-    monkeypatch.setattr("ofq_deploy.doctor.find_spec", lambda name: object())
-    monkeypatch.setattr("ofq_deploy.doctor._has_nvidia_gpu", lambda: present)
+    monkeypatch.setattr("ofq_deploy.commands.doctor.find_spec", lambda name: object())
+    monkeypatch.setattr("ofq_deploy.commands.doctor._has_nvidia_gpu", lambda: present)
 
     found = examine()["backends"]
 

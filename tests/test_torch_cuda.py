@@ -17,16 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofq_deploy import api
+from ofq_deploy.cli.texts import gpu_bench_text
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.frozen import Frozen, load_frozen
+from ofq_deploy.model.frozen import Frozen, load_frozen
+from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
-from ofq_deploy.report import render
-from ofq_deploy.runtime_tests import cuda, torch_cuda
-from ofq_deploy.runtime_tests.int8_block import Block, check_block, check_int8, product
-from ofq_deploy.runtime_tests.rounds import Protocol, wall_timer
-from ofq_deploy.runtime_tests.torch_cuda import Lane, bench_torch_cuda, block_products, compiled_block
-from ofq_deploy.texts import gpu_bench_text
+from ofq_deploy.runtime_tests.runners import cuda
+from ofq_deploy.runtime_tests.speed import torch_cuda
+from ofq_deploy.runtime_tests.speed.int8_block import Block, check_block, check_int8, product
+from ofq_deploy.runtime_tests.speed.rounds import Protocol, wall_timer
+from ofq_deploy.runtime_tests.speed.torch_cuda import Lane, bench_torch_cuda, block_products, compiled_block
 from tests.test_schemas import check
 
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=1, samples=1, calls=2)
@@ -218,9 +219,9 @@ def test_refusals_of_the_gpu_are_told_before_it_is_asked() -> None:
 
 INTERPRETED = """
 import sys, torch
-from ofq_deploy.frozen import load_frozen
-from ofq_deploy.runtime_tests import int8_block
-from ofq_deploy.runtime_tests.triton_int8 import product
+from ofq_deploy.model.frozen import load_frozen
+from ofq_deploy.runtime_tests.speed import int8_block
+from ofq_deploy.runtime_tests.speed.triton_int8 import product
 
 generator = torch.Generator().manual_seed(0)
 def codes(*size):
@@ -249,7 +250,7 @@ import json, re
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from ofq_deploy.runtime_tests import triton_int8
+from ofq_deploy.runtime_tests.speed import triton_int8
 
 names = triton_int8._product.arg_names
 pointers = {"a": "*i8", "b": "*i8", "out": "*i8", **dict.fromkeys(("column", "row", "bias", "step"), "*fp32")}

@@ -1,4 +1,4 @@
-"""Writes docs/schema.md from ofq_deploy/schemas: the fields of every result, as their descriptions tell them.
+"""Writes docs/schema.md from ofq_deploy/results/schemas: the fields of every result, as their descriptions tell them.
 
 python tools/schema_docs.py
 """
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMAS = ROOT / "ofq_deploy" / "schemas"
+SCHEMAS = ROOT / "ofq_deploy" / "results" / "schemas"
 PAGE = ROOT / "docs" / "schema.md"
 COMMON = ("schema", "command", "environment")
 HEAD = """\
 # Results as JSON
 
 Every command prints one JSON object with `--json`, and writes it with `-o`. Each names its schema, as
-`"schema": "ofq-deploy/bench/1"`: the file `ofq_deploy/schemas/bench.schema.json` (JSON Schema, draft 2020-12), which comes
+`"schema": "ofq-deploy/bench/1"`: the file `ofq_deploy/results/schemas/bench.schema.json` (JSON Schema, draft 2020-12), which comes
 with the package. Beside it every result carries `command`, the command line that makes it again (a call from Python gives
 the line that does the same), and `environment`. A number counts up when a field changes its meaning or goes; new fields
 do not count.

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import nn
 
+from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import ModelError
-from ofq_deploy.frozen import Architecture, Frozen
-from ofq_deploy.images import Preprocessing
+from ofq_deploy.model.frozen import Architecture, Frozen
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.convert import activation_quantizers, head_names
 from ofq_deploy.train.layers import QkrAttention, QuantLinear

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ofq_deploy.datasets import Dataset, Split
+from ofq_deploy.data.datasets import Dataset, Split
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Recipe
 from ofq_deploy.train.augment import augment, learning_rate

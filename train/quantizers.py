@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ofq_deploy.grids import Grid, code_range
+from ofq_deploy.model.grids import Grid, code_range
 
 STEP_FLOOR = 1e-5  # a step at or below it acts as it; the parameter itself still learns
 DEAD_ROW_SCALE = 1e-12  # StatsQ's scale of a row of zeros

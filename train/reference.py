@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ofq_deploy.datasets import Split
-from ofq_deploy.frozen import Frozen
+from ofq_deploy.data.datasets import Split
+from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runs import Run
+from ofq_deploy.runs.folder import Run
 from ofq_deploy.train.convert import convert, head_names
 from ofq_deploy.train.layers import QkrAttention
 from ofq_deploy.train.models import build_model, load_weights

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from ofq_deploy.datasets import Dataset
+from ofq_deploy.data.datasets import Dataset
 from ofq_deploy.environment import versions
 from ofq_deploy.files import replacing
 from ofq_deploy.progress import Reporter

@@ -19,7 +19,7 @@ TIES = {torch.float32: TORCH_TIE, torch.float64: RUNTIME_TIE}
 
 
 class TorchRunner(Runner):
-    """A converted model in evaluation mode; takes and gives what ofq_deploy.runtime_tests.tapped.TappedModel does.
+    """A converted model in evaluation mode; takes and gives what ofq_deploy.runtime_tests.proof.tapped.TappedModel does.
 
     dtype: float32 as trained, or float64 (weight codes stay those of float32) to see the model's own noise
     """

@@ -1,0 +1,89 @@
+"""What `parity` does: open two runners of one model, compare them code by code, and pass a verdict."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ofq_deploy.commands.validate import frozen_of, test_split
+from ofq_deploy.errors import BackendMissing, RunError, UnsupportedByTarget
+from ofq_deploy.files import sha256
+from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.progress import Reporter
+from ofq_deploy.runs.subject import Subject, find
+
+if TYPE_CHECKING:
+    from ofq_deploy.runner import Runner
+
+
+def compare_two(
+    subject: str | Path | None,
+    leader: str,
+    follower: str,
+    run: Path | None,
+    data: str | None,
+    images: int,
+    report: Reporter,
+) -> dict[str, Any]:
+    """See ofq_deploy.api.parity."""
+    from ofq_deploy.runtime_tests.proof.compare import compare_operators, first_divergences
+
+    if leader == follower:
+        raise UnsupportedByTarget(f"{leader} cannot be compared with itself; pass another --leader or --follower")
+    found = find(subject, run)
+    frozen_of(found, leader)
+    frozen = frozen_of(found, follower)
+    _, test = test_split(found, frozen, data, None)
+    batch = test.spread(images)
+    with _open_witness(leader, found, frozen) as first, _open_witness(follower, found, frozen) as second:
+        rows = compare_operators(frozen, first, [second], batch, report, directly=True)
+        own, other = (runner.infer({"image": batch}) for runner in (first, second))
+        divergences = first_divergences(frozen, first.metadata, own, second.metadata, other, batch)
+        runners = {role: asdict(runner.metadata) for role, runner in (("leader", first), ("follower", second))}
+    faults = [f"{row.follower} against {row.reference}: {fault}" for row in rows for fault in row.faults()]
+    faults += [
+        f"free run: image {entry.image} parts at {entry.operator}, and not by a tie"
+        for entry in divergences
+        if not entry.is_tie
+    ][:5]
+    return {
+        "model": str(found.model.path),
+        "model_sha256": sha256(found.model.path),
+        "leader": leader,
+        "follower": follower,
+        "runners": {
+            role: {k: v for k, v in row.items() if k not in ("inputs", "outputs")} for role, row in runners.items()
+        },
+        "images": len(batch),
+        "parity": [row.table() for row in rows],
+        "free_run": {"images": len(batch), "divergences": [asdict(entry) for entry in divergences]},
+        "passed": not faults,
+        "faults": faults,
+    }
+
+
+def _open_witness(name: str, found: Subject, frozen: Frozen) -> "Runner":
+    """One of those that compute a model's taps, by its name; see ofq_deploy.api.parity."""
+    if name == "oracle":
+        from ofq_deploy.runtime_tests.proof.oracle import Oracle
+
+        return Oracle(frozen)
+    kind, _, variant = name.partition(":")
+    if kind != "torch":
+        from ofq_deploy.runtime_tests.proof.tapped import open_tapped
+        from ofq_deploy.runtime_tests.runners.registry import check_backend
+
+        check_backend(name.partition("@")[0].removesuffix(":plain"), ("torch", "oracle"))
+        return open_tapped(name, found.model.path, frozen)
+    import torch
+
+    from ofq_deploy.train.reference import load_student
+    from ofq_deploy.train.witness import TorchRunner
+
+    if found.run is None:
+        raise RunError("torch needs the run folder that the model came from; pass it with --run, or --leader oracle")
+    if variant not in ("", "float64", "cuda"):
+        raise UnsupportedByTarget(f"no runner {name!r}; of torch there are torch, torch:float64 and torch:cuda")
+    if variant == "cuda" and not torch.cuda.is_available():
+        raise BackendMissing("torch:cuda needs a CUDA device, and torch sees none; use torch")
+    dtype = torch.float64 if variant == "float64" else torch.float32
+    return TorchRunner(load_student(found.run, frozen), dtype, "cuda" if variant == "cuda" else "cpu")

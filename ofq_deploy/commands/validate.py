@@ -1,0 +1,251 @@
+"""What `validate` does: gather the witnesses, prove, measure, and pass a verdict."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ofq_deploy.data.classes import Classes, read_classes
+from ofq_deploy.data.datasets import Split, load_dataset
+from ofq_deploy.errors import DataError, OnnxFileError, RunError, UnsupportedByTarget
+from ofq_deploy.files import sha256
+from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.progress import Reporter
+from ofq_deploy.runs.folder import Run
+from ofq_deploy.runs.subject import Subject, find, model_path
+
+if TYPE_CHECKING:
+    from ofq_deploy.runtime_tests.proof.accuracy import Accuracy
+    from ofq_deploy.runtime_tests.proof.proof import Proof
+
+FREE_RUN_BUDGET = 2e9  # multiplications that the float64 oracle may spend on free runs (some seconds)
+
+
+def validate_model(
+    subject: str | Path | None,
+    run: Path | None,
+    data: str | None,
+    classes: Path | None,
+    max_drop: float | None,
+    images: int,
+    backend: str,
+    report: Reporter,
+) -> dict[str, Any]:
+    """See ofq_deploy.api.validate."""
+    from ofq_deploy.runtime_tests.proof.accuracy import by_class, measure_accuracy, paired
+
+    others = () if backend == "openvino" else ("openvino",)
+    path = model_path(subject, without=("fp32", *others))
+    _refuse_foreign(path)
+    found = find(path, run)
+    frozen = frozen_of(found, backend)
+    if max_drop is not None and found.run is None:
+        raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
+    if max_drop is not None and found.run is not None and not found.run.recipe.data:
+        raise RunError(f"{found.run.path} was imported: it has no float model to drop from; leave --max-drop out")
+    known = Classes.of(frozen.labels)
+    known = read_classes(classes, known) if classes else known
+    chosen, test = test_split(found, frozen, data, known)
+    if max_drop is not None and not test.labelled:
+        raise DataError(f"{chosen} has no labels, and --max-drop needs them; expected one folder of images per class")
+    student = None
+    if found.run is not None:
+        from ofq_deploy.train.reference import load_student
+
+        student = load_student(found.run, frozen)
+    proof = _prove(found, frozen, student, test, images, backend, report)
+    accuracy = measure_accuracy(found.model.path, test, report, backend)
+    result = _summary(found, proof, accuracy, backend) | {"data": chosen, "test_images": len(test)}
+    result |= {"preprocessing": asdict(frozen.preprocessing), "first_batch_sha256": test.first_batch_sha256()}
+    result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, known.labels)}
+    faults = _metadata_faults(found, frozen) + proof.faults()
+    if found.run is not None:
+        result |= _agreement(student, test, accuracy, report)
+        reference = _float_accuracy(found.run, frozen, test, report)
+        result |= {"top1_float": reference.top1, "against_float": paired(accuracy, reference)}
+        if accuracy.top1 is not None and reference.top1 is not None:
+            result["drop_points"] = reference.top1 - accuracy.top1
+        if max_drop is not None and result["drop_points"] > max_drop:
+            faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
+    return result | {"passed": not faults, "faults": faults}
+
+
+def _refuse_foreign(path: Path) -> None:
+    from ofq_deploy.model.file import parse_model
+
+    if not any(entry.key.startswith("ofq_deploy.") for entry in parse_model(path).metadata_props):
+        raise OnnxFileError(
+            f"{path} was not written by ofq-deploy export (it does not say where it comes from); to compare it with "
+            "the float model that it was quantized from, pass that with --reference"
+        )
+
+
+def frozen_of(found: Subject, backend: str) -> Frozen:
+    """The frozen file that a model came from, which `backend` can prove it against; RunError, UnsupportedByTarget."""
+    path = found.model.path
+    if found.model.target == "fp32":
+        raise RunError(
+            f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench; or, if something "
+            "else quantized it, pass the float model with --reference"
+        )
+    if found.model.target == "openvino" and backend.startswith("ort-cpu"):
+        raise UnsupportedByTarget(f"{path} is made for OpenVINO; prove it there with --backend openvino")
+    if found.frozen is None:
+        where = "beside it or under runs/"
+        raise RunError(f"no frozen file with the hash that {path} names was found {where}; pass it with --run")
+    return found.frozen
+
+
+def test_split(found: Subject, frozen: Frozen, data: str | None, classes: Classes | None) -> tuple[str, Split]:
+    """The named data, or the run's own, as the model wants it; DataError where neither is known.
+
+    classes: the model's, under the names that the data has for them
+    """
+    chosen = data or (found.run.recipe.data if found.run else "")
+    if not chosen:
+        raise DataError("the run does not name its data; pass --data NAME|PATH")
+    return chosen, load_dataset(
+        chosen, frozen.architecture.image_size, frozen.preprocessing, classes or frozen.labels
+    ).test
+
+
+def _prove(
+    found: Subject, frozen: Frozen, student: Any, test: Split, images: int, backend: str, report: Reporter
+) -> "Proof":
+    from ofq_deploy.runtime_tests.proof.proof import (
+        Proof,
+        prove_constants,
+        prove_free_run,
+        prove_operators,
+        prove_weights,
+    )
+
+    path, batch = found.model.path, test.spread(images)
+    weights, constants = prove_weights(path, frozen), prove_constants(path, _export_again(found, frozen))
+    torch = None
+    if student is not None:
+        from ofq_deploy.train.witness import TorchRunner
+
+        torch = TorchRunner(student)
+    operators = prove_operators(path, frozen, batch, torch, report, backend)
+    free = prove_free_run(
+        path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report, backend
+    )
+    return Proof(len(batch), weights, constants, tuple(operators), free)
+
+
+def _export_again(found: Subject, frozen: Frozen) -> Any:
+    """What this version writes for the model's target and opset."""
+    from ofq_deploy.export.network import build
+    from ofq_deploy.export.targets import TARGETS
+    from ofq_deploy.export.write import to_proto
+    from ofq_deploy.model.file import read_model
+
+    if found.model.target not in TARGETS:
+        raise OnnxFileError(f"{found.model.path} names the target {found.model.target!r}; export it again")
+    opset = next(entry.version for entry in read_model(found.model.path).opset_import if entry.domain == "")
+    return to_proto(build(frozen, TARGETS[found.model.target], opset, found.model.frozen_sha256))
+
+
+def _free_images(frozen: Frozen, least: int, most: int) -> int:
+    a = frozen.architecture
+    products = a.depth * a.tokens * a.dim * (4 * a.dim + 2 * a.hidden)
+    return min(most, max(least, int(FREE_RUN_BUDGET / products)))
+
+
+def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str) -> dict[str, Any]:
+    weights, operators, free = proof.weights, proof.operators, proof.free_run
+    return {
+        "model": str(found.model.path),
+        "model_sha256": sha256(found.model.path),
+        "backend": backend,
+        "target": found.model.target,
+        "witnesses": [*(entry.follower for entry in operators), "oracle"],
+        "weights": {"codes_compared": weights.compared, "codes_differing": weights.differing},
+        "constants": {"compared": proof.constants.compared, "differing": list(proof.constants.differing)},
+        "operators": [
+            {
+                "witness": entry.follower,
+                "images": entry.images,
+                "codes_compared": entry.compared,
+                "codes_differing": entry.differing,
+                "ties": entry.ties,
+                "worst_float_error": entry.worst_float_error,
+                "passed": entry.passed,
+            }
+            for entry in operators
+        ],
+        "parity": [entry.table() for entry in operators],
+        "free_run": {
+            "images": free.images,
+            "divergences": [asdict(divergence) for divergence in free.divergences],
+            "codes_between_optimization_levels": free.levels_compared,
+            "codes_differing_between_levels": free.levels_differing,
+        },
+        "codes_compared": weights.compared + operators[0].compared,
+        "codes_differing": weights.differing + operators[0].differing,
+        "ties": operators[0].ties,
+        "top1_runtime": accuracy.top1,
+    }
+
+
+def _metadata_faults(found: Subject, frozen: Frozen) -> list[str]:
+    """What the model says of itself is what predict and packages rely on."""
+    model = found.model
+    pairs = {
+        "labels": (model.labels, frozen.labels),
+        "preprocessing": (model.preprocessing, frozen.preprocessing),
+        "quantization": (model.quantization, asdict(frozen.quantization)),
+    }
+    return [
+        f"{field}: the model's metadata says otherwise than the frozen file"
+        for field, (own, reference) in pairs.items()
+        if own != reference
+    ]
+
+
+def _agreement(student: Any, test: Split, accuracy: "Accuracy", report: Reporter) -> dict[str, Any]:
+    """Runtime, torch float32 and torch float64 beside one another; the last two show the model's own noise."""
+    import torch
+
+    from ofq_deploy.train.reference import predict_classes
+
+    single = predict_classes(student, test, torch.float32, report)
+    double = predict_classes(student, test, torch.float64, report)
+    return {
+        **{
+            name: 100 * float((predictions == test.classes).mean()) if test.labelled else None
+            for name, predictions in (("top1_torch", single), ("top1_torch_float64", double))
+        },
+        "agreement": 100 * float((accuracy.predictions == single).mean()),
+        "runtime_agrees_with_float64": int((accuracy.predictions == double).sum()),
+        "float32_agrees_with_float64": int((single == double).sum()),
+    }
+
+
+def _float_accuracy(run: Run, frozen: Frozen, test: Split, report: Reporter) -> "Accuracy":
+    from ofq_deploy.export.fp32 import build_fp32
+    from ofq_deploy.export.write import write_checked
+    from ofq_deploy.runtime_tests.proof.accuracy import measure_accuracy
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "the float model"
+        write_checked(build_fp32(frozen, run.file("teacher.safetensors")), path)
+        return measure_accuracy(path, test, report)
+
+
+def validate_golden(subject: str | Path | None, golden: Path, report: Reporter) -> dict[str, Any]:
+    """See ofq_deploy.api.validate."""
+    from ofq_deploy.model.frozen import load_frozen
+    from ofq_deploy.runs.folder import load_run, newest_run
+    from ofq_deploy.runtime_tests.proof.golden import compare_golden, load_golden
+    from ofq_deploy.train.reference import load_student, weight_units
+
+    expected = load_golden(golden)
+    run = newest_run() if subject is None else load_run(Path(subject))
+    frozen = load_frozen(run.file("frozen.safetensors"))
+    return {
+        "run": str(run.path),
+        "golden": str(golden),
+        **compare_golden(frozen, expected, weight_units(load_student(run, frozen)), report),
+    }

@@ -1,0 +1,1 @@
+"""Images, their classes, and one preprocessing."""

@@ -1,0 +1,1 @@
+"""What a quantized network is, and the files that hold one."""

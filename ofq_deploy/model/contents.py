@@ -1,0 +1,98 @@
+"""What an exported file holds: its layers at three widths, and its bytes by kind."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from ofq_deploy.model.file import ModelFile
+from ofq_deploy.model.frozen import Frozen
+
+if TYPE_CHECKING:
+    import onnx
+
+EDGE_BITS = 8  # patch embedding and heads
+
+
+def contents(model: "onnx.ModelProto", described: ModelFile, frozen: Frozen | None) -> dict[str, Any]:
+    """Layers and bytes of a model as a JSON table.
+
+    Bits trained come from the recipe; bits stored are bytes in the file x 8 / weights; bits computed are those of
+    the runtime's integer product (int8 whatever was trained; 32 in the float baseline). With `frozen`, the range
+    of each layer's activation steps is shown too.
+    """
+    layers = [_layer(name, tensors, described, frozen) for name, tensors in _by_layer(model).items()]
+    total = described.path.stat().st_size
+    kinds = Counter[str]()
+    for tensor in model.graph.initializer:
+        kinds[_kind(tensor.name, described)] += _bytes(tensor)
+    kinds["labels and metadata"] = sum(entry.ByteSize() for entry in model.metadata_props)
+    kinds["graph"] = total - sum(kinds.values())
+    return {
+        "target": described.target,
+        "quantization": described.quantization,
+        "file_bytes": total,
+        "bytes_by_kind": dict(sorted(kinds.items())),
+        "layers": layers,
+    }
+
+
+def _by_layer(model: "onnx.ModelProto") -> dict[str, list["onnx.TensorProto"]]:
+    """Weight matrices by layer; the patch embedding may have one per channel."""
+    layers: dict[str, list[onnx.TensorProto]] = {}
+    for tensor in model.graph.initializer:
+        name = tensor.name.removesuffix(".codes")
+        if name.endswith(".weight") and "norm" not in name.split(".")[-2]:
+            layer = name.removesuffix(".weight")
+            layers.setdefault("patch_embed" if layer.startswith("patch_embed") else layer, []).append(tensor)
+    return layers
+
+
+def _layer(name: str, tensors: list["onnx.TensorProto"], described: ModelFile, frozen: Frozen | None) -> dict[str, Any]:
+    stored = sum(_bytes(tensor) for tensor in tensors)
+    is_float = described.target == "fp32"
+    is_edge = name.startswith(("patch_embed", "head"))
+    trained = 32 if is_float else EDGE_BITS if is_edge else int(described.quantization["weight_bits"])
+    row: dict[str, Any] = {"name": name, "shape": None, "bits_trained": trained, "bits_stored": None}
+    row |= {"bits_computed": 32 if is_float else 8, "bytes": stored, "act_bits": None, "step_range": None}
+    if is_float:
+        return row | {"shape": list(tensors[0].dims), "bits_stored": 32.0}
+    if frozen is not None:
+        linear = frozen.linear(name)
+        row |= {"shape": list(linear.codes.shape), "bits_stored": round(8 * stored / linear.codes.size, 2)}
+        quantizer = frozen.quantizer(_input_of(name))
+        row |= {
+            "act_bits": quantizer.bits,
+            "step_range": [float(quantizer.step.min()), float(quantizer.step.max())],
+        }
+    elif len(tensors[0].dims) == 2:
+        count = sum(tensor.dims[0] * tensor.dims[1] for tensor in tensors)
+        width = sum(tensor.dims[0] for tensor in tensors)
+        row |= {"shape": [tensors[0].dims[1], width], "bits_stored": round(8 * stored / count, 2)}
+    return row
+
+
+def _input_of(name: str) -> str:
+    """The quantizer that a linear layer reads."""
+    parent, _, part = name.rpartition(".")
+    return f"{parent}.input" if part in ("q", "k", "v", "z") else f"{name}.input"
+
+
+def _bytes(tensor: "onnx.TensorProto") -> int:
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    return int(tensor.ByteSize())
+
+
+def _kind(name: str, described: ModelFile) -> str:
+    if name.startswith("patch_embed.position"):
+        return "position embedding"
+    if name.endswith((".weight", ".weight.codes")) and "norm" not in name:
+        if described.target == "fp32":
+            return "float weights"
+        if name.startswith(("patch_embed", "head")):
+            return "8-bit layers"
+        return "codes, a byte each" if described.target == "tensorrt" else "packed codes"
+    if name.endswith((".scale", ".step", ".row_step", ".query_step")):
+        return "steps and scales"
+    if name.endswith(("before", ".row_sum", "key_shift", "key_bias")):
+        return "shifts"
+    return "biases, norms, tokens and constants"

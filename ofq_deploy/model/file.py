@@ -1,0 +1,213 @@
+"""Reading exported ONNX files: what they say of themselves, their taps, and the codes they hold."""
+
+import json
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from ofq_deploy.data.images import Preprocessing
+from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.files import sha256
+from ofq_deploy.runner import FORCED
+
+if TYPE_CHECKING:
+    import onnx
+
+ROLES = "ofq_deploy.roles"
+SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quant.*)?")  # quantizers append to names
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An ONNX model that this project exported.
+
+    frozen_sha256: the frozen file that it was made from, empty for the float baseline
+    """
+
+    path: Path
+    target: str
+    frozen_sha256: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    quantization: dict[str, Any]
+
+
+def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.ModelProto":
+    """Parse an ONNX file, every name in its long form; OnnxFileError when it is missing or cut.
+
+    made_from: the model whose metadata tells the names, where the file has lost its own
+
+    Nodes without a name get that of their first output.
+    """
+    model = parse_model(path)
+    try:
+        roles = _roles(model) or (_roles(made_from) if made_from else [])
+        for node in model.graph.node:
+            for names in (node.output, node.input):
+                for index, name in enumerate(names):
+                    names[index] = _long_name(name, roles)
+            node.name = node.name or node.output[0]
+        for tensor in model.graph.initializer:
+            tensor.name = _long_name(tensor.name, roles)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
+    return model
+
+
+def parse_model(path: Path) -> "onnx.ModelProto":
+    """An ONNX file as it is; OnnxFileError when it is missing or cut."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, format="protobuf")  # else a name like model.json would decide
+    except FileNotFoundError as error:
+        raise OnnxFileError(f"no model {path}; make one with: ofq-deploy export --to onnx") from error
+    except IsADirectoryError as error:
+        raise OnnxFileError(f"{path} is a folder, expected an .onnx file") from error
+    except (DecodeError, OSError, onnx.checker.ValidationError) as error:
+        raise OnnxFileError(f"{path} is no ONNX file, or is cut ({error}); export it again") from error
+    if not model.graph.node:
+        raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
+    return model
+
+
+def _roles(model: "onnx.ModelProto") -> list[str]:
+    return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
+
+
+def _long_name(name: str, roles: list[str]) -> str:
+    """Undo the shortening that the writer applies, if it did: `3.h` is role 17 (h in base 36) of block 3, `.i` is role
+    18 itself.
+    """
+    match = SHORT_NAME.fullmatch(name) if roles else None
+    if match is None:
+        return name
+    role = roles[int(match[2], 36)] + (match[3] or "")
+    return f"blocks.{match[1]}.{role}" if match[1] else role
+
+
+def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
+    """Parse a model that `ofq-deploy export` wrote, and what its metadata says.
+
+    Raises OnnxFileError also for ONNX files from elsewhere.
+    """
+    model = read_model(path)
+    properties = {entry.key.removeprefix("ofq_deploy."): entry.value for entry in model.metadata_props}
+    try:
+        how = json.loads(properties["preprocessing"])
+        described = ModelFile(
+            path=path,
+            target=properties["target"],
+            frozen_sha256=properties["frozen_sha256"],
+            labels=tuple(json.loads(properties["labels"])),
+            preprocessing=Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}),
+            quantization=json.loads(properties["quantization"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise OnnxFileError(
+            f"{path} was not written by ofq-deploy export (metadata lacks {error}); export it again"
+        ) from error
+    return model, described
+
+
+def reference_run(model: ModelFile, roots: Iterable[Path]) -> Path | None:
+    """The folder of the frozen file that the model names: the model's own folder, or one or two levels below a root."""
+    below = (folder for root in roots for pattern in ("*/", "*/*/") for folder in sorted(root.glob(pattern)))
+    for folder in (model.path.parent, *below):
+        frozen = folder / "frozen.safetensors"
+        with suppress(OSError):  # a folder that may not be read is not the one
+            if frozen.is_file() and sha256(frozen) == model.frozen_sha256:
+                return folder
+    return None
+
+
+def taps(model: "onnx.ModelProto") -> list[str]:
+    """Names of the values that the proof watches, in the order of the graph: codes, residual stream, logits."""
+    made = [name for node in model.graph.node for name in node.output]
+    return [name for name in made if is_tap(name)]
+
+
+def is_tap(name: str) -> bool:
+    if name.endswith(".codes"):
+        return not name.endswith(
+            (".weight.codes", ".parts.codes", ".context.codes", ".key_shift.codes", ".key_bias.codes")
+        )
+    return is_float_tap(name)
+
+
+def is_float_tap(name: str) -> bool:
+    """The residual stream and the logits."""
+    return name in ("embedding", "logits") or name.endswith((".middle", ".output"))
+
+
+def with_taps(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy whose taps are graph outputs as well."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    present = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps(model) if name not in present)
+    return copy
+
+
+def with_forced_taps(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) -> "onnx.ModelProto":
+    """A copy in which everything behind a tap reads a graph input `<tap>/forced` instead.
+
+    values: one array per tap to force, for its dtype and shape (the first axis becomes symbolic). Every operator
+    then runs once, on the inputs it is given, in the very graph that is deployed.
+    """
+    copy = with_taps(model)
+    force(copy, values)
+    return copy
+
+
+def force(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) -> None:
+    """Let everything behind a value read a new graph input `<value>/forced`, of that dtype and shape, instead."""
+    import onnx
+
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in values:
+                node.input[index] = name + FORCED
+    for name, value in values.items():
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        shape = ["batch", *value.shape[1:]]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name + FORCED, dtype, shape))
+
+
+def static_values(nodes: Iterable["onnx.NodeProto"], constants: Iterable[str]) -> set[str]:
+    """Names of the values that depend on `constants` alone, themselves included.
+
+    nodes: in the order of the graph
+    """
+    static = set(constants)
+    for node in nodes:
+        if all(name in static for name in node.input if name):
+            static.update(node.output)
+    return static
+
+
+def decoder(model: "onnx.ModelProto", names: list[str]) -> "onnx.ModelProto":
+    """A model without inputs whose outputs are the constants `names`, decoded by the file's own nodes."""
+    import onnx
+
+    inputs = {value.name for value in model.graph.input}
+    known = static_values(model.graph.node, {tensor.name for tensor in model.graph.initializer} - inputs)
+    nodes = [node for node in model.graph.node if known.issuperset(node.output)]
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise OnnxFileError(f"the model holds no constant {missing[0]}; export it again")
+    initializers = [tensor for tensor in model.graph.initializer if tensor.name not in inputs]
+    stored = {tensor.name for tensor in initializers}
+    # A graph output must come from a node: constants that are stored as they are pass through Identity.
+    plain = [onnx.helper.make_node("Identity", [name], [f"{name}/decoded"]) for name in names if name in stored]
+    outputs = [onnx.ValueInfoProto(name=f"{name}/decoded" if name in stored else name) for name in names]
+    graph = onnx.helper.make_graph([*nodes, *plain], "decoder", [], outputs, initializers)
+    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)

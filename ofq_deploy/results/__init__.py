@@ -1,0 +1,1 @@
+"""Results: their types, where they are kept, what they conclude."""

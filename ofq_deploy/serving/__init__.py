@@ -1,0 +1,1 @@
+"""Folders to serve a model from."""

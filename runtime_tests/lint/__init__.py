@@ -1,0 +1,1 @@
+"""What keeps a model from integers, one function a rule."""

@@ -1,0 +1,1 @@
+"""The oracle, and the proof that a model computes what training computed."""

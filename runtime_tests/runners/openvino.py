@@ -1,0 +1,160 @@
+"""OpenVINO on the CPU, in float32 where it does not multiply integers.
+
+Its own choice would be bfloat16 on CPUs that have it, which rounds between the integer products.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.model.file import read_model, static_values
+from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
+from ofq_deploy.runtime_tests.speed.executed import Executed, is_small_role
+
+if TYPE_CHECKING:
+    import onnx
+    import openvino
+
+PRODUCTS = {"FullyConnected", "MatMul", "Convolution"}
+INTEGERS = {"i8", "u8"}
+ORIGIN = "originalLayersNames"
+PREAMBLE = ("Exception from", "Check", "FrontEnd API failed", "Model wasn't fully converted")  # lines of its messages
+
+
+def compile_model(
+    model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None, where: Path | None = None
+) -> "openvino.CompiledModel":
+    """A compiled model with one stream.
+
+    threads: 0 for one per core
+    batch:   a fixed batch size, which it runs faster than a symbolic one
+    where:   the file that a model in memory comes from, for the message
+
+    Raises BackendMissing without openvino, OnnxFileError when the model does not load.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise BackendMissing(
+            "openvino is not installed; install it with: pip install 'ofq-deploy[openvino]'"
+        ) from error
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    try:
+        core = openvino.Core()
+        network = core.read_model(model if isinstance(model, Path) else model.SerializeToString())
+        if batch is not None:
+            network.reshape({value: _fixed(value.partial_shape, batch) for value in network.inputs})
+        return core.compile_model(network, "CPU", settings)
+    except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
+        if isinstance(model, Path):
+            compile_model(read_model(model), threads, batch, model)  # fails again, with the long names of the nodes
+        named = model if isinstance(model, Path) else where or "the model"
+        raise OnnxFileError(f"{named} does not load in OpenVINO: {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    """What its message says, without the places in its source."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith(PREAMBLE)]
+    return " ".join(lines)[:300]
+
+
+def _fixed(shape: Any, batch: int) -> list[int]:
+    return [axis.get_length() if axis.is_static else batch for axis in shape]
+
+
+class OpenVinoRunner(Runner):
+    """OpenVINO on the CPU. The first output of a name is given under the first of its names."""
+
+    def __init__(self, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None) -> None:
+        compiled = compile_model(model, threads, batch)
+        self._request = compiled.create_infer_request()
+        settings = {"threads": threads or "one per core", "batch": batch or "any", "precision": "f32"}
+        inputs, outputs = (
+            tuple(value.get_any_name() for value in values) for values in (compiled.inputs, compiled.outputs)
+        )
+        self._metadata = Metadata("openvino", runtime_name("openvino"), "cpu", settings, inputs, outputs)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        try:
+            results = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise OnnxFileError(f"the model fails in OpenVINO: {_told(error)}") from error
+        return {name: np.array(results[index]) for index, name in enumerate(self._metadata.outputs)}
+
+    def close(self) -> None:
+        del self._request
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One executed node.
+
+    origin:   names of the file's nodes that it computes
+    products: how many matrix products it computes; attention lies inside fused subgraphs
+    integer:  whether it computes in integers
+    """
+
+    kind: str
+    origin: tuple[str, ...]
+    products: int
+    integer: bool
+
+
+def executed_nodes(path: Path) -> list[Node]:
+    """What the compiled model executes; constants are prepared once and left out."""
+    model, found = read_model(path), []
+    for node in compile_model(model, 1, 1, path).get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        kind, precision, origin = (info[key].astype(str) for key in ("layerType", "runtimePrecision", ORIGIN))
+        if kind not in ("Const", "Input", "Output"):
+            found.append(Node(kind, tuple(origin.split(",")), int(kind in PRODUCTS), precision in INTEGERS))
+    own = {_role(name) for node in found if node.products for name in node.origin}
+    fused = _batched_products(model) - own
+    return [
+        replace(node, products=len(fused.intersection(map(_role, node.origin)))) if node.kind == "Subgraph" else node
+        for node in found
+    ]
+
+
+def _role(name: str) -> str:
+    """The name of a product, whether its sums, its rescaled value or what a pass derived from them is meant."""
+    return name.split("/")[0].removesuffix(".total").removesuffix(".scaled")
+
+
+def executed_operators(path: Path) -> Executed:
+    """The operators of the compiled model, classified as those of ONNX Runtime are."""
+    nodes = executed_nodes(path)
+    counts = Counter(node.kind for node in nodes)
+    floats = [node for node in nodes if node.products and not node.integer]
+    small = sum(is_small(node) for node in floats)
+    integer = sum(node.products for node in nodes if node.integer)
+    return Executed(
+        integer,
+        sum(node.products for node in floats) - small,
+        small,
+        counts["DequantizeLinear"],
+        dict(sorted(counts.items())),
+        tuple(node.origin[0] for node in floats if not is_small(node)),
+    )
+
+
+def is_small(node: Node) -> bool:
+    """One of the small products that shifts need."""
+    return node.kind in PRODUCTS and is_small_role(node.origin)
+
+
+def _batched_products(model: "onnx.ModelProto") -> set[str]:
+    """Roles of the file's products of two activations."""
+    graph = model.graph
+    static = static_values(graph.node, (tensor.name for tensor in graph.initializer))
+    kinds = ("MatMul", "MatMulInteger", "MatMulIntegerToFloat")
+    products = (node for node in graph.node if node.op_type in kinds and not static.intersection(node.input[:2]))
+    return {_role(node.name) for node in products}

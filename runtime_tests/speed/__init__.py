@@ -1,0 +1,1 @@
+"""Time, and what may be concluded from it."""

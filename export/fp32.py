@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ofq_deploy.errors import ModelError
-from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.network import LOWEST_OPSET, check_opset, metadata
+from ofq_deploy.export.lowering import LOWEST_OPSET, Floats, Lowering, check_opset
+from ofq_deploy.export.network import metadata
+from ofq_deploy.model import graph
 from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.vit import float_arrays, float_graph
 
 
 def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Model:
@@ -22,89 +23,84 @@ def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Mo
     tokens of the last block are computed, as float exports do.
     Raises ModelError when the file is cut or does not have the architecture's tensors.
     """
+    a, opset = frozen.architecture, check_opset(opset or LOWEST_OPSET)
     try:
-        return _Float(frozen, load_file(weights)).model(check_opset(opset or LOWEST_OPSET))
+        lowering = _Floats(float_graph(a), float_arrays(a, load_file(weights)))
+        logits = lowering.lower()
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error
     except KeyError as error:
         raise ModelError(
             f"{weights} lacks the tensor {error}; expected timm's names of a vision transformer"
         ) from error
+    about = {"ofq_deploy.method": "float", "ofq_deploy.quantization": json.dumps({})}
+    properties = {**metadata(frozen, "fp32", ""), **about}
+    properties.pop("ofq_deploy.bits", None)
+    return lowering.b.model(lowering.image, logits, opset, [], properties)
 
 
-class _Float:
-    def __init__(self, frozen: Frozen, weights: dict[str, NDArray[np.float32]]) -> None:
-        self.frozen, self.a, self.w, self.b = frozen, frozen.architecture, weights, Builder()
+class _Floats(Lowering):
+    def is_deferred(self, layout: graph.Layout) -> bool:
+        """Patches are read by a convolution; q, k and v are laid out together."""
+        return layout.x == "image" or layout.output in self.values
 
-    def model(self, opset: int) -> ir.Model:
-        a, b = self.a, self.b
-        shape = ir.Shape(["batch", a.channels, a.image_size, a.image_size])
-        image = ir.Value(name="image", shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
-        x = self.stem(image)
-        for name in self.frozen.blocks:
-            h = self.norm(x, f"{name}.norm1")
-            x = b.op("Add", [x, self.attention(h, f"{name}.attn")], f"{name}.middle")
-            h = self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
-            h = self.linear(b.op("Gelu", [h], f"{name}.mlp.act"), f"{name}.mlp.fc2")
-            x = b.op("Add", [x, h], f"{name}.output")
-        x = self.norm(x, "norm")
-        share = np.float32(1 / len(self.frozen.heads))
-        outputs = []
-        for token, head in enumerate(self.frozen.heads):
-            h = b.op("Gather", [x, b.constant(f"token.{token}", np.int64(token))], f"{head}.token", {"axis": 1})
-            matrix, bias = share * self.w[f"{head}.weight"].T, share * self.w[f"{head}.bias"]
-            outputs.append(
-                b.op(
-                    "Gemm",
-                    [h, b.float(f"{head}.weight", matrix), b.float(f"{head}.bias", bias)],
-                    f"{head}.out",
-                )
-            )
-        logits = b.op("Identity" if len(outputs) == 1 else "Add", outputs, "logits")
-        logits.shape, logits.type = ir.Shape(["batch", a.classes]), ir.TensorType(ir.DataType.FLOAT)
-        own = {"ofq_deploy.method": "float", "ofq_deploy.quantization": json.dumps({})}
-        return b.model(image, logits, opset, [], {**metadata(self.frozen, "fp32", ""), **own})
+    def emit(self, node: graph.AnyNode) -> None:
+        if node.output not in self.values:
+            super().emit(node)
 
-    def stem(self, image: ir.Value) -> ir.Value:
-        a, b = self.a, self.b
-        weight, bias = self.w["patch_embed.proj.weight"], self.w["patch_embed.proj.bias"]
-        operands = [image, b.float("patch_embed.weight", weight), b.float("patch_embed.bias", bias)]
-        x = b.op("Conv", operands, "patch_embed.grid", {"strides": [a.patch_size, a.patch_size]})
-        x = b.transpose(b.reshape(x, [0, a.dim, a.patches], "patch_embed.flat"), (0, 2, 1), "patch_embed.rows")
-        names = ["cls_token", "dist_token"][: a.prefix]
-        position = self.w["pos_embed"]
-        x = b.op("Add", [x, b.float("patch_embed.position", position[:, a.prefix :])], "patch_embed.placed")
-        row = np.concatenate([self.w[name] for name in names], axis=1) + position[:, : a.prefix]
-        batch = b.op("Shape", [image], "batch", {"start": 0, "end": 1})
-        shape = b.op("Concat", [batch, b.constant("ones.2", np.ones(2, dtype=np.int64))], "tokens.shape", {"axis": 0})
-        tokens = b.op("Expand", [b.float("tokens.row", row), shape], "tokens")
-        return b.op("Concat", [tokens, x], "embedding", {"axis": 1})
+    def linear(self, node: graph.Linear) -> ir.Value:
+        maker = self.network.makers[node.x]
+        if isinstance(maker, graph.Layout) and maker.x == "image":
+            return self._convolution(node, maker)
+        siblings = [reader for reader in self.network.readers[node.x] if isinstance(reader, graph.Linear)]
+        if len(siblings) > 1:
+            return self._merged(siblings)
+        b, name, x = self.b, node.name, self.values[node.x]
+        weight = b.float(f"{name}.weight", self.arrays[f"{name}.weight"].T)
+        bias = self.arrays.get(f"{name}.bias")
+        if len(self.network.shapes[node.x]) == 1:
+            return b.op("Gemm", [x, weight, *([] if bias is None else [b.float(f"{name}.bias", bias)])], node.output)
+        return self._affine(name, x, weight, bias)
 
-    def attention(self, x: ir.Value, name: str) -> ir.Value:
-        a, b = self.a, self.b
-        factor = np.ones(3 * a.dim, dtype=np.float32)
-        factor[: a.dim] = a.head_dim**-0.5
-        qkv = self.linear(x, f"{name}.qkv", factor)
-        parts = b.split(
-            b.reshape(qkv, [0, a.tokens, 3 * a.heads, a.head_dim], f"{name}.split"),
-            [f"{name}.{p}" for p in "qkv"],
-            2,
-        )
-        q, v = (b.transpose(part, (0, 2, 1, 3), f"{part.name}.heads") for part in (parts[0], parts[2]))
-        k = b.transpose(parts[1], (0, 2, 3, 1), f"{name}.k.heads")
-        p = b.op("Softmax", [b.op("MatMul", [q, k], f"{name}.scores")], f"{name}.softmax", {"axis": -1})
-        context = b.transpose(b.op("MatMul", [p, v], f"{name}.context"), (0, 2, 1, 3), f"{name}.context.t")
-        return self.linear(b.reshape(context, [0, a.tokens, a.dim], f"{name}.context.flat"), f"{name}.proj")
+    def product(self, node: graph.Product) -> ir.Value:
+        return self.b.op("MatMul", [self.values[node.left], self.values[node.right]], node.name)
 
-    def linear(self, x: ir.Value, name: str, factor: NDArray[np.float32] | None = None) -> ir.Value:
-        weight, bias = self.w[f"{name}.weight"].T, self.w.get(f"{name}.bias")
-        if factor is not None:
-            weight, bias = weight * factor, None if bias is None else bias * factor
-        product = self.b.op("MatMul", [x, self.b.float(f"{name}.weight", weight)], f"{name}.product")
+    def _affine(self, name: str, x: ir.Value, weight: ir.Value, bias: Floats | None) -> ir.Value:
+        product = self.b.op("MatMul", [x, weight], f"{name}.product")
         if bias is None:
             return product
         return self.b.op("Add", [product, self.b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
 
-    def norm(self, x: ir.Value, name: str) -> ir.Value:
-        weights = [self.b.float(f"{name}.{part}", self.w[f"{name}.{part}"]) for part in ("weight", "bias")]
-        return self.b.op("LayerNormalization", [x, *weights], name, {"axis": -1, "epsilon": self.a.epsilon})
+    def _convolution(self, node: graph.Linear, patches: graph.Layout) -> ir.Value:
+        """Patches times weights as one convolution with stride = kernel, [batch, patches, width]."""
+        b, name, (p, q) = self.b, node.name, (patches.sizes["p"], patches.sizes["q"])
+        kernel = self.arrays[f"{name}.weight"].reshape(node.width, -1, p, q)
+        operands = [self.image, b.float(f"{name}.weight", kernel), b.float(f"{name}.bias", self.arrays[f"{name}.bias"])]
+        x = b.op("Conv", operands, f"{name}.grid", {"strides": [p, q]})
+        x = b.reshape(x, [0, node.width, self.network.shapes[patches.output][0]], f"{name}.flat")
+        return b.transpose(x, (0, 2, 1), f"{name}.rows")
+
+    def _merged(self, linears: list[graph.Linear]) -> ir.Value:
+        """Linears that read the same value as one product, its columns given to each and laid out; returns the first."""
+        b, names = self.b, [linear.name.rpartition(".") for linear in linears]
+        parent = names[0][0]
+        name = f"{parent}.{''.join(part for _, _, part in names)}"
+        weights = [self.arrays[f"{linear.name}.weight"] for linear in linears]
+        biases = [self.arrays[f"{linear.name}.bias"] for linear in linears if f"{linear.name}.bias" in self.arrays]
+        weight = b.float(f"{name}.weight", np.concatenate(weights).T)
+        x = self._affine(name, self.values[linears[0].x], weight, np.concatenate(biases) if biases else None)
+        layouts = [
+            node for linear in linears for node in self.network.readers[linear.output] if isinstance(node, graph.Layout)
+        ]
+        heads = layouts[0].sizes["h"]
+        rows, width = self.network.shapes[linears[0].output]
+        x = b.reshape(x, [0, rows, len(linears) * heads, width // heads], f"{parent}.split")
+        parts = b.split(x, [linear.name for linear in linears], 2)
+        self.values |= {linear.output: part for linear, part in zip(linears, parts, strict=True)}
+        for layout in sorted(layouts, key=lambda layout: self._order(layout)):
+            order = (0, *(axis + 1 for axis in self._order(layout)))
+            self.values[layout.output] = b.transpose(self.values[layout.x], order, layout.name)
+        return parts[0]
+
+    def _order(self, layout: graph.Layout) -> tuple[int, ...]:
+        return graph.layout_steps(layout, self.network.shapes[layout.x]).order

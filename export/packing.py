@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.model.frozen import Linear
+from ofq_deploy.model.frozen import CodedLinear
 
 _BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.int8)  # of every byte, lowest first
 Storage = Literal["INT2", "INT4", "planes", "INT8"]
@@ -54,12 +54,12 @@ def unpack_planes(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) 
     return (shifted - 2 ** (bits - 1)).astype(np.int8).reshape(shape)
 
 
-def is_wide(linear: Linear) -> bool:
+def is_wide(linear: CodedLinear) -> bool:
     """The odd integers of 8-bit StatsQ need 9 bits: the graph keeps the codes and rebuilds 2 k + 1 in int32."""
     return linear.grid == "half" and linear.bits == 8
 
 
-def weight(b: Builder, name: str, linear: Linear, how: Storage, columns: slice = slice(None)) -> ir.Value:
+def weight(b: Builder, name: str, linear: CodedLinear, how: Storage, columns: slice = slice(None)) -> ir.Value:
     """int8 [in, out], the integers of `linear` (its codes where `is_wide`).
 
     columns: the input columns that are wanted (the patch embedding takes one channel at a time)

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export.builder import CONTRIB, Builder
+from ofq_deploy.export.lowering import HIGHEST_OPSET
 from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.graph import PerToken, PerTokenHead
 
-HIGHEST_OPSET = 26
 INT8_MAX = 127
 Floats = NDArray[np.float32]
 
@@ -221,12 +222,12 @@ class OpenVino(_Pairs):
     highest_opset = 24  # from 25 on 2-bit codes are INT2, a type that it does not know
 
     def check(self, frozen: Frozen) -> None:
-        if frozen.quantization.act_step == "token":
+        if any(isinstance(node.granularity, (PerToken, PerTokenHead)) for node in frozen.quantizers.values()):
             raise UnsupportedByTarget(
                 "OpenVINO multiplies in integers only with one activation step per tensor, this model has one per "
                 "token; export it with --target ort-cpu, which OpenVINO reads too at a fixed batch size"
             )
-        if any(linear["grid"] == "half" and linear["bits"] == 8 for linear in frozen.linears.values()):
+        if any(linear.grid == "half" and linear.bits == 8 for linear in frozen.linears.values()):
             raise UnsupportedByTarget(
                 "OpenVINO has no exact product for 8-bit StatsQ weights, whose integers need 9 bits; export the model "
                 "with --target ort-cpu, or train it with --weights lsq"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -17,8 +18,8 @@ from safetensors.numpy import save_file
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import FrozenFileError, OutputError
 from ofq_deploy.model import frozen as frozen_module
-from ofq_deploy.model.file import is_float_tap
 from ofq_deploy.model.frozen import Frozen, frozen_bytes, frozen_hash, load_frozen, save_frozen
+from ofq_deploy.model.graph import Graph
 from ofq_deploy.model.grids import code_range
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.proof import oracle
@@ -69,7 +70,7 @@ def witness(
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Codes and floats of a free run in torch."""
     made = TorchRunner(model, dtype).infer({"image": images})
-    floats = {name: value for name, value in made.items() if is_float_tap(name)}
+    floats = {name: value for name, value in made.items() if np.issubdtype(value.dtype, np.floating)}
     return {name: value for name, value in made.items() if name not in floats}, floats
 
 
@@ -284,22 +285,19 @@ def test_codes_at_the_ends_of_their_range_are_accepted(bits, frozen, tmp_path):
     name, (low, high) = "blocks.0.mlp.fc1", code_range("half", bits)
     codes = np.clip(frozen[f"{name}.weight.codes"], low, high)
     codes.flat[:2] = low, high
-    others = {key: value for key, value in frozen.linears.items() if key != name}
-    linears = {**others, name: {"grid": "half", "bits": bits}}
-    save_frozen(
-        replace(frozen, linears=linears, arrays={**frozen.arrays, f"{name}.weight.codes": codes}),
-        tmp_path / "model",
-    )
+    nodes = [structs.replace(node, bits=bits) if node.output == f"{name}.out" else node for node in frozen.graph.nodes]
+    arrays = {**frozen.arrays, f"{name}.weight.codes": codes}
+    save_frozen(replace(frozen, graph=Graph(tuple(nodes)), arrays=arrays), tmp_path / "model")
 
     assert np.array_equal(codes, load_frozen(tmp_path / "model").linear(name).codes)
 
 
 def test_another_format_version_is_refused(frozen, tmp_path, monkeypatch):
-    monkeypatch.setattr(frozen_module, "FORMAT", 2)
+    monkeypatch.setattr(frozen_module, "FORMAT", 3)
     save_frozen(frozen, tmp_path / "model.safetensors")
     monkeypatch.undo()
 
-    with pytest.raises(FrozenFileError, match="format 2, this version reads 1"):
+    with pytest.raises(FrozenFileError, match="format 3, this version reads 1 and 2"):
         load_frozen(tmp_path / "model.safetensors")
 
 
@@ -329,12 +327,12 @@ def test_what_is_no_frozen_file_is_refused(frozen, tmp_path):
         ("architecture", "dim", None),
         ("architecture", "heads", 3),
         ("preprocessing", "mean", None),
-        ("linears", "head", None),
-        ("linears", "head", {"grid": "signed", "bits": 9}),
-        ("linears", "head", {"grid": "odd", "bits": 8}),
-        ("linears", "surprise", {"grid": "signed", "bits": 8}),
-        ("quantizers", "blocks.0.attn.softmax", None),
-        ("quantizers", "blocks.0.attn.softmax", {"grid": "unsigned", "bits": 1, "folded": False}),
+        ("graph", 0, None),
+        ("graph", 5, None),
+        ("graph", -1, None),
+        ("graph", 1, {"kind": "Quantise", "name": "x"}),
+        ("graph", 2, {"kind": "Gelu", "name": "x"}),
+        ("graph", 2, {"kind": "Gelu", "name": "x", "x": "nothing"}),
     ],
 )
 def test_a_damaged_header_is_refused(section, key, value, frozen, tmp_path):
@@ -354,3 +352,31 @@ def _header(frozen: Frozen, path: Path) -> str:
     save_frozen(frozen, path)
     with safe_open(path, framework="numpy") as file:
         return file.metadata()["ofq_deploy"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Linear", {"bits": 9}),
+        ("Linear", {"grid": "odd"}),
+        ("Linear", {"inputs_width": 5}),
+        ("Quantize", {"bits": 1}),
+        ("Quantize", {"granularity": {"kind": "PerToken", "tokens": 3}}),
+        ("Quantize", {"granularity": {"kind": "PerMoon"}}),
+        ("Layout", {"pattern": "n (h d) -> h d"}),
+        ("Add", {"terms": ["embedding"]}),
+        ("Product", {"left": "embedding"}),
+        ("Rows", {"count": 99}),
+        ("Token", {"index": 99}),
+        ("Constant", {"shape": [1, 2, 3]}),
+    ],
+)
+def test_a_damaged_node_is_refused(kind, changes, frozen, tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = json.loads(_header(frozen, path))
+    node = next(node for node in header["graph"][8:] + header["graph"] if node["kind"] == kind)
+    node |= changes
+    save_file(frozen.arrays, path, metadata={"ofq_deploy": json.dumps(header)})
+
+    with pytest.raises(FrozenFileError, match=r"model\.safetensors"):
+        load_frozen(path)

@@ -19,7 +19,8 @@ from ofq_deploy import api
 from ofq_deploy.cli import app
 from ofq_deploy.commands.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
-from ofq_deploy.model.file import read_model, with_taps
+from ofq_deploy.model.file import read_model, with_outputs
+from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.record import to_json
 from ofq_deploy.runner import Arrays, logits
@@ -474,7 +475,9 @@ def test_a_proof_can_run_through_engines(trt: FakeTensorRT, model: Path) -> None
 
 def test_the_compiler_takes_the_graph_of_a_proof_and_keeps_its_integers(model: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    tapped = tensorrt._typed(with_taps(read_model(model)))
+    frozen = load_frozen(model.parent / "frozen.safetensors")
+    taps = [node.output for node in frozen.graph.taps.values()]
+    tapped = tensorrt._typed(with_outputs(read_model(model), taps))
 
     plain, observed = (
         count_products(tensorrt_build.build(graph.SerializeToString(), profile=(3, 3, 3)).layers)

@@ -15,11 +15,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ofq_deploy import api
 from ofq_deploy.cli.texts import gpu_bench_text
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.model.frozen import Frozen, load_frozen
+from ofq_deploy.model.graph import Graph
 from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
@@ -87,7 +89,7 @@ def values(frozen: Frozen, images: int) -> torch.Tensor:
 
 
 def test_a_block_computes_the_oracles_codes(either: Frozen) -> None:
-    for name in either.blocks[:-1]:  # the last one computes the class tokens only
+    for name in (f"blocks.{index}" for index in range(either.architecture.depth)):
         judged = check_block(Block(either, name, 3, product, "cpu"), values(either, 3))
 
         assert {row.operator for row in judged} == {key for key in either.quantizers if key.startswith(f"{name}.")}
@@ -100,9 +102,10 @@ def test_a_block_computes_the_oracles_codes(either: Frozen) -> None:
     ["attn.v.weight.codes", "mlp.fc1.bias", "attn.context.scale", "attn.scores.key_shift", "attn.context.row_sum"],
 )
 def test_a_wrong_block_is_found(either: Frozen, name: str) -> None:
-    block = Block(either, "blocks.0", 2, product, "cpu")
-    array = block.arrays[f"blocks.0.{name}"]
-    block.arrays[f"blocks.0.{name}"] = array + 5 * (torch.arange(array.shape[-1]) % 2).to(array.dtype)
+    array = either[f"blocks.0.{name}"]
+    damaged = array + 5 * (np.arange(array.shape[-1]) % 2).astype(array.dtype)
+    block = Block(replace(either, arrays={**either.arrays, f"blocks.0.{name}": damaged}), "blocks.0", 2, product, "cpu")
+    block.frozen = either
 
     judged = check_block(block, values(either, 2))
 
@@ -199,8 +202,11 @@ def test_what_is_not_exact_is_a_fault_and_is_not_timed(
 
 
 def test_codes_beyond_int8_are_refused(frozen: Frozen) -> None:
-    wide = replace(frozen, quantizers={**frozen.quantizers})
-    wide.quantizers["blocks.0.attn.softmax"] = {"grid": "unsigned", "bits": 8, "folded": False}
+    nodes = [
+        structs.replace(node, bits=8) if node.output == "blocks.0.attn.softmax.codes" else node
+        for node in frozen.graph.nodes
+    ]
+    wide = replace(frozen, graph=Graph(tuple(nodes)))
 
     with pytest.raises(UnsupportedByTarget, match=r"blocks\.0\.attn\.softmax has codes beyond int8.*at most 7 bits"):
         check_int8(wide)

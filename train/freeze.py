@@ -16,7 +16,8 @@ from torch import nn
 
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import ModelError
-from ofq_deploy.model.frozen import Architecture, Frozen
+from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.vit import Architecture, Coding, quantized_graph
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.convert import activation_quantizers, head_names
 from ofq_deploy.train.layers import QkrAttention, QuantLinear
@@ -60,16 +61,17 @@ def freeze(model: Any, config: Quantization, preprocessing: Preprocessing, label
         epsilon=float(model.norm.eps),
     )
     hashes = {"weights.safetensors": hashlib.sha256(save(model.state_dict())).hexdigest()}
-    return Frozen(architecture, config, preprocessing, labels, writer.quantizers, writer.linears, hashes, writer.arrays)
+    network = quantized_graph(architecture, config, writer.quantizers, writer.linears)
+    return Frozen(architecture, network, config, preprocessing, labels, hashes, writer.arrays)
 
 
 class _Writer:
-    """Collects arrays (cast to float32 once) and the header's tables."""
+    """Collects arrays (cast to float32 once), and on which grids codes lie."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, Any] = {}
-        self.quantizers: dict[str, dict[str, Any]] = {}
-        self.linears: dict[str, dict[str, Any]] = {}
+        self.quantizers: dict[str, Coding] = {}
+        self.linears: dict[str, Coding] = {}
 
     def put(self, name: str, value: Double | None) -> None:
         if value is not None:
@@ -79,13 +81,13 @@ class _Writer:
                 )
             self.arrays[name] = np.ascontiguousarray(value, dtype=np.float32)
 
-    def quantizer(self, name: str, source: LsqQuantizer, step: Double, folded: bool = False) -> None:
-        self.quantizers[name] = {"grid": source.grid, "bits": source.bits, "folded": folded}
+    def quantizer(self, name: str, source: LsqQuantizer, step: Double) -> None:
+        self.quantizers[name] = Coding(source.grid, source.bits)
         self.put(f"{name}.step", step)
 
     def linear(self, name: str, coded: Coded, bits: int, scale: Double, bias: Double | None) -> None:
         """`scale` [out] or [channels, out] in units of the weight's step: what the accumulator is multiplied with."""
-        self.linears[name] = {"grid": coded.grid, "bits": bits}
+        self.linears[name] = Coding(coded.grid, bits)
         step = _double(coded.step)[:, 0]
         self.arrays[f"{name}.weight.codes"] = coded.codes.numpy()
         self.put(f"{name}.weight.step", step)
@@ -194,7 +196,7 @@ def _freeze_value(
     writer.linear(name, coded, bits, scale / divisor, bias / divisor)
     if quantizer.step.ndim == 3:
         step = step[:, :, 0]  # [tokens, heads]
-    writer.quantizer(name, quantizer, step if quantizer.step.ndim == 3 else step.reshape(-1), folded=not per_token)
+    writer.quantizer(name, quantizer, step if quantizer.step.ndim == 3 else step.reshape(-1))
 
 
 def _freeze_qkr(writer: _Writer, attn: QkrAttention, name: str, x_step: Double) -> None:

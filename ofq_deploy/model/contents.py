@@ -9,15 +9,15 @@ from ofq_deploy.model.frozen import Frozen
 if TYPE_CHECKING:
     import onnx
 
-EDGE_BITS = 8  # patch embedding and heads
+INTEGER_BITS, FLOAT_BITS = 8, 32  # of the runtime's products
 
 
 def contents(model: "onnx.ModelProto", described: ModelFile, frozen: Frozen | None) -> dict[str, Any]:
     """Layers and bytes of a model as a JSON table.
 
-    Bits trained come from the recipe; bits stored are bytes in the file x 8 / weights; bits computed are those of
-    the runtime's integer product (int8 whatever was trained; 32 in the float baseline). With `frozen`, the range
-    of each layer's activation steps is shown too.
+    Bits trained are those that the file says were trained; bits stored are bytes in the file x 8 / weights; bits computed
+    are those of the runtime's integer product (int8 whatever was trained; 32 in the float baseline). With `frozen`, the
+    range of each layer's activation steps is shown too.
     """
     layers = [_layer(name, tensors, described, frozen) for name, tensors in _by_layer(model).items()]
     total = described.path.stat().st_size
@@ -36,44 +36,44 @@ def contents(model: "onnx.ModelProto", described: ModelFile, frozen: Frozen | No
 
 
 def _by_layer(model: "onnx.ModelProto") -> dict[str, list["onnx.TensorProto"]]:
-    """Weight matrices by layer; the patch embedding may have one per channel."""
+    """Weight matrices by layer; one that is cut by columns, `layer.0.weight` and on, counts as one layer."""
     layers: dict[str, list[onnx.TensorProto]] = {}
     for tensor in model.graph.initializer:
         name = tensor.name.removesuffix(".codes")
         if name.endswith(".weight") and "norm" not in name.split(".")[-2]:
-            layer = name.removesuffix(".weight")
-            layers.setdefault("patch_embed" if layer.startswith("patch_embed") else layer, []).append(tensor)
+            layer, _, part = name.removesuffix(".weight").rpartition(".")
+            whole = layer if layer and part.isdecimal() else name.removesuffix(".weight")
+            layers.setdefault(whole, []).append(tensor)
     return layers
 
 
 def _layer(name: str, tensors: list["onnx.TensorProto"], described: ModelFile, frozen: Frozen | None) -> dict[str, Any]:
     stored = sum(_bytes(tensor) for tensor in tensors)
-    is_float = described.target == "fp32"
-    is_edge = name.startswith(("patch_embed", "head"))
-    trained = 32 if is_float else EDGE_BITS if is_edge else int(described.quantization["weight_bits"])
-    row: dict[str, Any] = {"name": name, "shape": None, "bits_trained": trained, "bits_stored": None}
-    row |= {"bits_computed": 32 if is_float else 8, "bytes": stored, "act_bits": None, "step_range": None}
+    is_float = not described.quantization
+    computed = FLOAT_BITS if is_float else INTEGER_BITS
+    row: dict[str, Any] = {
+        "name": name,
+        "shape": None,
+        "bits_trained": described.weight_bits(name),
+        "bits_stored": None,
+    }
+    row |= {"bits_computed": computed, "bytes": stored, "act_bits": None, "step_range": None}
     if is_float:
-        return row | {"shape": list(tensors[0].dims), "bits_stored": 32.0}
+        return row | {"shape": list(tensors[0].dims), "bits_stored": float(FLOAT_BITS)}
     if frozen is not None:
-        linear = frozen.linear(name)
-        row |= {"shape": list(linear.codes.shape), "bits_stored": round(8 * stored / linear.codes.size, 2)}
-        quantizer = frozen.quantizer(_input_of(name))
-        row |= {
+        codes = frozen[f"{name}.weight.codes"]
+        quantizer = frozen.quantizer(frozen.graph.quantizer_of(frozen.linears[name].x).name)
+        return row | {
+            "shape": list(codes.shape),
+            "bits_stored": round(8 * stored / codes.size, 2),
             "act_bits": quantizer.bits,
             "step_range": [float(quantizer.step.min()), float(quantizer.step.max())],
         }
-    elif len(tensors[0].dims) == 2:
+    if len(tensors[0].dims) == 2:
         count = sum(tensor.dims[0] * tensor.dims[1] for tensor in tensors)
         width = sum(tensor.dims[0] for tensor in tensors)
         row |= {"shape": [tensors[0].dims[1], width], "bits_stored": round(8 * stored / count, 2)}
     return row
-
-
-def _input_of(name: str) -> str:
-    """The quantizer that a linear layer reads."""
-    parent, _, part = name.rpartition(".")
-    return f"{parent}.input" if part in ("q", "k", "v", "z") else f"{name}.input"
 
 
 def _bytes(tensor: "onnx.TensorProto") -> int:
@@ -86,9 +86,9 @@ def _kind(name: str, described: ModelFile) -> str:
     if name.startswith("patch_embed.position"):
         return "position embedding"
     if name.endswith((".weight", ".weight.codes")) and "norm" not in name:
-        if described.target == "fp32":
+        if not described.quantization:
             return "float weights"
-        if name.startswith(("patch_embed", "head")):
+        if not name.startswith("blocks."):
             return "8-bit layers"
         return "codes, a byte each" if described.target == "tensorrt" else "packed codes"
     if name.endswith((".scale", ".step", ".row_step", ".query_step")):

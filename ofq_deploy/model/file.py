@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.files import sha256
+from ofq_deploy.model.grids import recipe_bits
 from ofq_deploy.runner import FORCED
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class ModelFile:
     """An ONNX model that this project exported.
 
     frozen_sha256: the frozen file that it was made from, empty for the float baseline
+    bits:          by "weights" and "activations", layers and quantizers with other bits than `quantization` gives them
     """
 
     path: Path
@@ -35,6 +37,20 @@ class ModelFile:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     quantization: dict[str, Any]
+    bits: dict[str, dict[str, int]]
+
+    def weight_bits(self, name: str) -> int:
+        """Bits of the weights of a linear; 32 in a float model."""
+        return self._bits("weights", "weight_bits", name)
+
+    def act_bits(self, name: str) -> int:
+        """Bits of the codes of a quantizer; 32 in a float model."""
+        return self._bits("activations", "act_bits", name)
+
+    def _bits(self, kind: str, key: str, name: str) -> int:
+        if not self.quantization:
+            return 32
+        return self.bits.get(kind, {}).get(name) or recipe_bits(name, int(self.quantization[key]))
 
 
 def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.ModelProto":
@@ -108,6 +124,7 @@ def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
             labels=tuple(json.loads(properties["labels"])),
             preprocessing=Preprocessing(**{**how, "mean": tuple(how["mean"]), "std": tuple(how["std"])}),
             quantization=json.loads(properties["quantization"]),
+            bits=json.loads(properties.get("bits", "{}")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise OnnxFileError(
@@ -127,44 +144,14 @@ def reference_run(model: ModelFile, roots: Iterable[Path]) -> Path | None:
     return None
 
 
-def taps(model: "onnx.ModelProto") -> list[str]:
-    """Names of the values that the proof watches, in the order of the graph: codes, residual stream, logits."""
-    made = [name for node in model.graph.node for name in node.output]
-    return [name for name in made if is_tap(name)]
-
-
-def is_tap(name: str) -> bool:
-    if name.endswith(".codes"):
-        return not name.endswith(
-            (".weight.codes", ".parts.codes", ".context.codes", ".key_shift.codes", ".key_bias.codes")
-        )
-    return is_float_tap(name)
-
-
-def is_float_tap(name: str) -> bool:
-    """The residual stream and the logits."""
-    return name in ("embedding", "logits") or name.endswith((".middle", ".output"))
-
-
-def with_taps(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """A copy whose taps are graph outputs as well."""
+def with_outputs(model: "onnx.ModelProto", names: Iterable[str]) -> "onnx.ModelProto":
+    """A copy that gives more of its values as outputs."""
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     present = {output.name for output in copy.graph.output}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps(model) if name not in present)
-    return copy
-
-
-def with_forced_taps(model: "onnx.ModelProto", values: dict[str, NDArray[Any]]) -> "onnx.ModelProto":
-    """A copy in which everything behind a tap reads a graph input `<tap>/forced` instead.
-
-    values: one array per tap to force, for its dtype and shape (the first axis becomes symbolic). Every operator
-    then runs once, on the inputs it is given, in the very graph that is deployed.
-    """
-    copy = with_taps(model)
-    force(copy, values)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
     return copy
 
 

@@ -5,6 +5,12 @@ from typing import Literal
 Grid = Literal["signed", "unsigned", "half"]
 
 MIN_BITS, MAX_BITS = 2, 8
+EDGE_BITS = 8  # of the patch embedding and the heads, whatever the blocks have (OFQ section 4)
+
+
+def recipe_bits(name: str, bits: int) -> int:
+    """Bits that a recipe gives the layer or quantizer `name`, whose blocks have `bits`."""
+    return bits if name.startswith("blocks.") else EDGE_BITS
 
 
 def code_range(grid: Grid, bits: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.model.grids import recipe_bits
 from ofq_deploy.runtime_tests.lint.findings import Finding, Graph, Model, Rule
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def clamps(model: Model) -> Iterator[Finding]:
     text = properties.get("ofq_deploy.quantization", "{}")
     try:
         bits = int(json.loads(text).get("act_bits", 8))
+        mixed = json.loads(properties.get("ofq_deploy.bits", "{}")).get("activations", {})
     except (ValueError, AttributeError) as error:
         where = f"{model.path} has no readable ofq_deploy.quantization"
         raise OnnxFileError(f"{where} in its metadata ({text!r:.40}); export it again") from error
@@ -158,9 +160,20 @@ def clamps(model: Model) -> Iterator[Finding]:
     for node in graph.of_kind("QuantizeLinear"):
         beside = (graph.producers.get(operand(node, 0)), *graph.readers.get(node.output[0], []))
         clipped = any(other is not None and other.op_type in ("Clip", "Min") for other in beside)
-        if bits < 8 and node.output[0].startswith("blocks.") and not clipped:
-            cause = f"codes of {bits} bits without a Clip: TensorRT clamps to 8 bits only"
+        name = _quantizer(graph, node.output[0])
+        width = mixed.get(name) or recipe_bits(name, bits)
+        if width < 8 and not clipped:
+            cause = f"codes of {width} bits without a Clip: TensorRT clamps to 8 bits only"
             yield model.finding("Q15", node, cause, "put a Clip with the limits of the codes before it", "wrong")
+
+
+def _quantizer(graph: Graph, codes: str) -> str:
+    """The quantizer that made codes; where they are laid out at once, they have its name behind that."""
+    values = [codes]
+    for value in values:
+        readers = [reader for reader in graph.readers.get(value, []) if reader is not None]
+        values += [reader.output[0] for reader in readers[:1] if reader.op_type in {"DequantizeLinear", *LAYOUT}]
+    return [value for value in values if value.endswith(".codes")][-1].removesuffix(".codes")
 
 
 def operators(model: Model) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ofq_deploy.model.file import is_float_tap
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner
@@ -106,7 +105,7 @@ def forced_inputs(images: NDArray[np.float32], given: Arrays) -> Arrays:
 
 def count_differing(own: Arrays, other: Arrays) -> tuple[int, int]:
     """Codes that differ between two runs, and codes compared."""
-    names = [name for name in own if not is_float_tap(name)]
+    names = [name for name, value in own.items() if np.issubdtype(value.dtype, np.integer)]
     return sum(int((own[n] != other[n]).sum()) for n in names), sum(own[n].size for n in names)
 
 

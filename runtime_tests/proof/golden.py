@@ -188,28 +188,34 @@ def _check_values(name: str, values: NDArray[Any], shape: tuple[int, ...], kind:
 def _shapes(frozen: Frozen, images: int) -> dict[str, tuple[int, ...]]:
     """The arrays that a golden file of this model can hold."""
     a = frozen.architecture
-    tokens, heads = (images, a.tokens), (images, a.heads)
-    codes: dict[str, tuple[int, ...]] = {
-        "image": (images, a.channels, a.image_size, a.image_size),
-        **dict.fromkeys(("x", "v", "proj_in", "fc1_in"), (*tokens, a.dim)),
-        "fc2_in": (*tokens, a.hidden),
-        "p": (*heads, a.tokens, a.tokens),
-        **{f"{head}_in": (images, a.dim) for head in frozen.heads},
+    codes = {
+        key: _layout_shape(key, frozen.graph.shapes[frozen.quantizers[name].output], frozen)
+        for key, name in ACTIVATIONS.items()
+        if name in frozen.quantizers
     }
-    if frozen.quantization.attention == "qkr":
-        codes["z"] = (*tokens, a.heads, a.dim)
-    else:
-        codes |= dict.fromkeys(("q", "k"), (*heads, a.tokens, a.head_dim))
-        codes["w_qkv"] = (3 * a.dim, a.dim)
-    codes |= {key: frozen.linear(name).codes.shape for key, name in WEIGHTS.items() if name in frozen.linears}
+    weights = {key: frozen.linear(name).codes.shape for key, name in WEIGHTS.items() if name in frozen.linears}
     if frozen.quantization.attention == "qk":
-        codes.pop("w_wv")
+        weights["w_qkv"] = (3 * a.dim, a.dim)
+        weights.pop("w_wv")
     return {
-        "images": codes["image"],
-        "blocks": (a.depth + 1, *tokens, a.dim),
+        "images": (images, *frozen.graph.image),
+        "blocks": (a.depth + 1, images, a.tokens, a.dim),
         "logits_f32": (images, a.classes),
-        **{f"code_{key}": shape for key, shape in codes.items()},
+        **{f"code_{key}": (images, *shape) for key, shape in codes.items()},
+        **{f"code_{key}": shape for key, shape in weights.items()},
     }
+
+
+def _layout_shape(key: str, shape: tuple[int, ...], frozen: Frozen) -> tuple[int, ...]:
+    """The shape of one image's codes in a golden file, where every token is computed; ours have the shape `shape`."""
+    a = frozen.architecture
+    if key in ("q", "k"):
+        return (a.heads, a.tokens, a.head_dim)
+    if key == "z":
+        return (a.tokens, a.heads, a.dim)
+    if key == "p":
+        return (a.heads, a.tokens, a.tokens)
+    return (a.tokens, *shape[1:]) if len(shape) == 2 else shape
 
 
 def _present(golden: Golden, names: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -253,9 +259,13 @@ def _compare_forced(frozen: Frozen, golden: Golden) -> tuple[list[dict[str, Any]
     }
     trace = oracle.Trace(forced=dict(forced))
     first, last = (golden["blocks"][index].astype(np.float64) for index in (0, -1))
-    oracle.run_stem(frozen, golden["images"].astype(np.float64), trace)
-    oracle.run_block(frozen, "blocks.0", first, frozen.architecture.tokens, trace)
-    oracle.run_heads(frozen, last, trace)
+    network, end = frozen.graph, f"blocks.{frozen.architecture.depth - 1}.output"
+    for nodes, x in (
+        (network.between("image", "embedding"), golden["images"].astype(np.float64)),
+        (network.part("blocks.0"), first),
+        (network.between(end, "logits"), last),
+    ):
+        oracle.run_nodes(frozen, nodes, {nodes[0].inputs[0]: x}, trace, all_rows=True)
     rows = []
     for name, codes in forced.items():
         result = compare_codes(name, codes.astype(np.int16), trace.codes[name], trace.units[name], TORCH_TIE)
@@ -326,7 +336,8 @@ def match_block(
 def _row_errors(
     frozen: Frozen, name: str, x: NDArray[np.float32], expected: NDArray[np.float32], trace: oracle.Trace
 ) -> NDArray[np.float64]:
-    out = oracle.run_block(frozen, name, x.astype(np.float64), frozen.architecture.tokens, trace)
+    nodes = frozen.graph.part(name)
+    out = oracle.run_nodes(frozen, nodes, {nodes[0].inputs[0]: x.astype(np.float64)}, trace, all_rows=True)
     errors: NDArray[np.float64] = np.abs(out[0] - expected).max(-1)
     return errors
 

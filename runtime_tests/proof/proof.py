@@ -117,9 +117,9 @@ def prove_weights(path: Path, frozen: Frozen) -> WeightProof:
 
 
 def _weight_parts(frozen: Frozen, name: str) -> list[str]:
-    """The patch embedding keeps one matrix per image step."""
-    parts = frozen[f"{name}.scale"].shape[0] if name == "patch_embed" else 1
-    return [f"{name}.weight"] if parts == 1 else [f"{name}.{part}.weight" for part in range(parts)]
+    """Columns with scales of their own are kept as a matrix each."""
+    parts = frozen.linears[name].parts
+    return [f"{name}.weight"] if parts < 2 else [f"{name}.{part}.weight" for part in range(parts)]
 
 
 def prove_constants(path: Path, exported: "onnx.ModelProto") -> ConstantProof:

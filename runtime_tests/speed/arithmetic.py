@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import open_model, read_model, static_values
+from ofq_deploy.model.file import ModelFile, open_model, read_model, static_values
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 from ofq_deploy.runtime_tests.speed.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, operands
 
@@ -24,8 +24,6 @@ PRODUCTS = INTEGER_PRODUCTS | FLOAT_PRODUCTS | {"ConvTranspose", "Attention", "M
 UNCOUNTED = {"Einsum", "GroupQueryAttention", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"}
 LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Identity", "Cast"}
 ROW_SUMS = ".row_sum.total"  # written as products with ones
-EDGES = ("patch_embed", "head")
-EDGE_BITS = 8
 WIDEST_CODES = 8
 
 ROWS, SIDE = 256, 768  # both operands and the result stay in the cache, and a call is too short to be interrupted
@@ -69,10 +67,11 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     """
     from onnx.inliner import inline_local_functions
 
-    trained: dict[str, Any] | None = None
+    trained: ModelFile | None = None
     try:
         model, described = open_model(path)
-        trained = described.quantization or None  # a float model of ours that others quantized names no bits
+        if described.quantization:  # a float model of ours that others quantized names no bits
+            trained = described
     except OnnxFileError:  # from elsewhere
         model = read_model(path)
     if model.functions:
@@ -85,20 +84,20 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     origins = {name: _codes_of(name, producers) for name in values}
     shapes, types = _inferred(model, sorted(values | set(origins.values())), shape, path)
 
-    def bits(node: "onnx.NodeProto", name: str) -> int:
+    def bits(name: str) -> int:
         width = types[origins[name]]
         if trained is None or width > WIDEST_CODES:
             return width
-        if node.output[0].startswith(EDGES):
-            return EDGE_BITS
-        return int(trained["weight_bits" if name in static else "act_bits"])
+        if name in static:
+            return trained.weight_bits(_named(name, producers, ".weight"))
+        return trained.act_bits(_named(name, producers, ".codes"))
 
     macs, integer_macs, bit_operations = 0, 0, 0
     for node in nodes:
         left, right = operands(node)
         count = _macs(node, shapes[left], shapes[right], shapes[node.output[0]]) // shape[0]
         macs += count
-        bit_operations += count * bits(node, left) * bits(node, right)
+        bit_operations += count * bits(left) * bits(right)
         if max(types[origins[left]], types[origins[right]]) <= WIDEST_CODES:
             integer_macs += count
     uncounted = sorted({node.op_type for node in model.graph.node} & UNCOUNTED)
@@ -167,11 +166,24 @@ def _macs(node: "onnx.NodeProto", left: tuple[int, ...], right: tuple[int, ...],
 
 def _codes_of(name: str, producers: dict[str, "onnx.NodeProto"]) -> str:
     """What an operand was before it was dequantized, cast or laid out for its product."""
+    *_, name = _history(name, producers)
+    return name
+
+
+def _named(name: str, producers: dict[str, "onnx.NodeProto"], ending: str) -> str:
+    """The layer or quantizer whose weights or codes an operand holds, by the ending of their name in our files."""
+    found = next((value for value in _history(name, producers) if value.endswith(ending)), name)
+    return re.sub(r"\.\d+$", "", found.removesuffix(ending))  # weights cut by columns are numbered
+
+
+def _history(name: str, producers: dict[str, "onnx.NodeProto"]) -> Iterator[str]:
+    """An operand, and what it was before, back to its codes."""
+    yield name
     while name in producers and producers[name].op_type in LAYOUT:
         name = producers[name].input[0]
+        yield name
     if name in producers and producers[name].op_type == "DequantizeLinear":
-        return producers[name].input[0]
-    return name
+        yield producers[name].input[0]
 
 
 def _width(dtype: str) -> int:

@@ -1,13 +1,19 @@
-"""One block of a frozen model in torch, its codes int8 and its products by a function of choice."""
+"""One block of a frozen model in torch, its codes int8 and its products by a function of choice.
+
+A function for each kind of node; all of them are made before the first call, so that a compiler sees tensors alone.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.model.frozen import Frozen, Quantizer
+from ofq_deploy.model import graph
+from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.graph import AnyNode, PerChannel, PerToken, PerTokenHead
 from ofq_deploy.runtime_tests.proof import oracle, parity
 
 if TYPE_CHECKING:
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
 
 Limits = tuple[int, int]
 Product = Callable[..., "torch.Tensor"]  # with the signature of `product`
+Step = Callable[..., "torch.Tensor"]  # from a node's inputs to its value
 INT8 = (-128, 127)
 TIE = 1e-3  # codes from a threshold: float32 between the products, on any device, against the float64 oracle
 
@@ -75,142 +82,177 @@ def check_int8(frozen: Frozen) -> None:
 
 
 class Block:
-    """One block for a fixed number of images: float32 [images, tokens, dim] to the same.
+    """One block for a fixed number of images: float32 [images, tokens, dim] to the same; every token is computed.
 
     multiply: `product`, or another function of its signature
     taps:     where a dict is put here, every code tensor of the next call, by quantizer name
     """
 
     def __init__(self, frozen: Frozen, name: str, images: int, multiply: Product, device: str) -> None:
-        self.frozen, self.name, self.images, self.multiply, self.device = frozen, name, images, multiply, device
-        self.a, self.qkr = frozen.architecture, frozen.quantization.attention == "qkr"
+        self.frozen, self.images, self.multiply, self.device = frozen, images, multiply, device
+        self.nodes = frozen.graph.part(name)
+        self.entry, self.exit = self.nodes[0].inputs[0], self.nodes[-1].output
         self.taps: dict[str, torch.Tensor] | None = None
-        prefix = f"{name}."
-        self.arrays = {key: self._tensor(array) for key, array in frozen.arrays.items() if key.startswith(prefix)}
-        for key in frozen.linears:
-            if key.startswith(prefix):
-                self.arrays[f"{key}.weight.codes"] = self._tensor(frozen.linear(key).integers.astype(np.int8))
-        self.limits, self.steps, self.coded_steps = {}, {}, {}
-        for key in frozen.quantizers:
-            if key.startswith(prefix):
-                quantizer = frozen.quantizer(key)
-                self.limits[key], self.steps[key] = quantizer.range, self._steps(quantizer)
-                self.coded_steps[key] = self._coded_steps(quantizer)
+        self.shapes = {self.entry: frozen.graph.shapes[self.entry]}
+        for node in self.nodes:
+            if isinstance(node, graph.Rows):
+                self.shapes[node.output] = self.shapes[node.x]
+            else:
+                self.shapes[node.output] = graph.output_shape(node, self.shapes)
+        self.steps: list[tuple[str, tuple[str, ...], Step]] = []
+        for node in self.nodes:
+            coder = self._coder(node)
+            if isinstance(node, graph.Linear) and coder is not None:  # the product rounds to codes itself
+                self.steps.append((coder.output, node.inputs, self._linear(node, coder)))
+            elif node.output not in {output for output, _, _ in self.steps}:
+                self.steps.append((node.output, node.inputs, self._step(node)))
 
     def __call__(self, x: "torch.Tensor") -> "torch.Tensor":
-        import torch
+        values = {self.entry: x}
+        for output, inputs, step in self.steps:
+            values[output] = step(*[values[name] for name in inputs])
+        return values[self.exit]
+
+    def _coder(self, node: AnyNode) -> graph.Quantize | None:
+        """The quantizer that reads a linear and nothing but divides, rounds and clips."""
+        if not isinstance(node, graph.Linear):
+            return None
+        readers = self.frozen.graph.readers[node.output]
+        coder = readers[0] if len(readers) == 1 else None
+        return coder if isinstance(coder, graph.Quantize) and not coder.before else None
+
+    def _step(self, node: AnyNode) -> "Step":
         from torch.nn import functional
 
-        a, attn, mlp = self.a, f"{self.name}.attn", f"{self.name}.mlp"
-        codes = self.quantize(self.layer_norm(x, "norm1"), f"{attn}.input")
-        v = self.heads(self.linear(codes, f"{attn}.v", f"{attn}.input", coded=True))
-        scores = self.scores_qkr(codes) if self.qkr else self.scores_qk(codes)
-        p = self.quantize(torch.softmax(scores, -1), f"{attn}.softmax")
-        context = self.multiply(p, v.transpose(2, 3), self.arrays[f"{attn}.context.scale"].view(a.heads, a.head_dim))
-        row_sum, bias = self.arrays.get(f"{attn}.context.row_sum"), self.arrays.get(f"{attn}.context.bias")
-        if row_sum is not None:
-            context = context + p.sum(-1, keepdim=True, dtype=torch.float32) * row_sum.view(a.heads, 1, a.head_dim)
-        row = self.steps[f"{attn}.softmax"]
-        context = context.transpose(1, 2).reshape(self.images, a.tokens, a.dim)
-        context = context if row.numel() == 1 else context * row
-        codes = self.quantize(context if bias is None else context + bias, f"{attn}.proj.input")
-        x = x + self.linear(codes, f"{attn}.proj", f"{attn}.proj.input")
-        codes = self.quantize(self.layer_norm(x, "norm2"), f"{mlp}.fc1.input")
-        h = functional.gelu(self.linear(codes, f"{mlp}.fc1", f"{mlp}.fc1.input"))
-        before = self.arrays.get(f"{mlp}.fc2.input.before")
-        codes = self.quantize(h if before is None else h + before, f"{mlp}.fc2.input")
-        return x + self.linear(codes, f"{mlp}.fc2", f"{mlp}.fc2.input")
+        match node:
+            case graph.Quantize():
+                return self._quantize(node)
+            case graph.Linear():
+                return self._linear(node, None)
+            case graph.Product():
+                return self._product(node)
+            case graph.LayerNorm():
+                weight, bias = (self._array(f"{node.name}.{part}") for part in ("weight", "bias"))
+                return lambda x: functional.layer_norm(x, weight.shape, weight, bias, node.epsilon)
+            case graph.Softmax():
+                return lambda x: x.softmax(-1)
+            case graph.Gelu():
+                return functional.gelu
+            case graph.Add():
+                return lambda x, y: x + y
+            case graph.Rows():
+                return lambda x: x
+            case graph.Layout():
+                steps = graph.layout_steps(node, self.shapes[node.x])
+                return partial(_laid_out, split=steps.split, order=steps.order, merged=steps.merged)
+        raise TypeError(f"a block has no {type(node).__name__}")
 
-    def scores_qk(self, codes: "torch.Tensor") -> "torch.Tensor":
+    def _quantize(self, node: graph.Quantize) -> "Step":
+        quantizer, before = self.frozen.quantizer(node.name), self._optional(f"{node.name}.before")
+        step = self._tensor(quantizer.step)
+        if isinstance(node.granularity, PerToken):
+            step = step[:, None]
+        limits = quantizer.range
+
+        def quantize(x: "torch.Tensor") -> "torch.Tensor":
+            return self._tap(node.name, codes_of(x if before is None else x + before, step, limits))
+
+        return quantize
+
+    def _linear(self, node: graph.Linear, coder: graph.Quantize | None) -> "Step":
+        """To float32 [images, tokens, out]; with a `coder` to int8, its heads apart where each has steps of its own."""
+        linear, images = self.frozen.linear(node.name), self.images
+        row, heads, step, limits = self._row_step(node.x), 1, None, INT8
+        if coder is not None:
+            quantizer = self.frozen.quantizer(coder.name)
+            heads = coder.granularity.heads if isinstance(coder.granularity, PerTokenHead) else 1
+            divisor = np.ones((1, 1), np.float32) if coder.folded else quantizer.step.reshape(len(quantizer.step), -1)
+            step = self._tensor(np.tile(divisor.T, (1, 1 if coder.folded else images))[:, :, None])
+            limits = quantizer.range
+        weight = self._tensor(linear.integers.astype(np.int8)).view(1, heads, -1, node.inputs_width)
+        column = self._tensor(linear.scale).view(heads, -1)
+        bias = None if linear.bias is None else self._tensor(linear.bias).view(heads, -1)
+        rows = None if row is None else row.repeat(images)
+        multiply = self.multiply
+
+        def multiplied(codes: "torch.Tensor") -> "torch.Tensor":
+            flat = codes.reshape(1, 1, -1, codes.shape[-1])
+            out = multiply(flat, weight, column, rows, bias, step, limits)
+            parts = out[0].view(heads, images, -1, out.shape[-1]).permute(1, 2, 0, 3)
+            value = parts if heads > 1 else parts[:, :, 0]
+            return value if coder is None else self._tap(coder.name, value)
+
+        return multiplied
+
+    def _product(self, node: graph.Product) -> "Step":
+        """[images, heads, m, n] of codes [images, heads or 1, m, k] and [images, heads, k, n]"""
         import torch
 
-        attn = f"{self.name}.attn"
-        q, k = (self.heads(self.linear(codes, f"{attn}.{part}", f"{attn}.input", coded=True)) for part in "qk")
-        scores = self.score_product(q, k, f"{attn}.q")
-        shift = self.arrays.get(f"{attn}.scores.key_shift")
-        if shift is None:
-            return scores
-        return scores + (torch.einsum("hc,bhmc->bhm", shift, k.float()) * self.key_step(f"{attn}.k"))[:, :, None]
+        name, multiply, row = node.name, self.multiply, self._row_step(node.left)
+        heads = self.shapes[node.output][0]
+        scale, right_step = self._array(f"{name}.scale"), self._column_step(node.right)
+        right_quantizer = self.frozen.graph.quantizer_of(node.right)
+        by_channel = isinstance(right_quantizer.granularity, PerChannel)
+        column = scale.view(heads, -1) if by_channel else scale.t() if scale.ndim == 2 else scale[None]
+        key_shift, key_bias = self._optional(f"{name}.key_shift"), self._optional(f"{name}.key_bias")
+        other_step = self._column_step(node.bias_of) if node.bias_of else 1.0
+        row_sum, bias = self._optional(f"{name}.row_sum"), self._optional(f"{name}.bias")
 
-    def scores_qkr(self, codes: "torch.Tensor") -> "torch.Tensor":
-        import torch
+        def multiplied(left: "torch.Tensor", right: "torch.Tensor", *other: "torch.Tensor") -> "torch.Tensor":
+            columns = column if by_channel else column.expand(-1, right.shape[3])
+            x = multiply(left, right.transpose(2, 3), columns, None if row_sum is not None else row)
+            if row_sum is not None:
+                x = x + left.sum(-1, keepdim=True, dtype=torch.float32) * row_sum.view(heads, 1, -1)
+                x = x if row is None else x * row[:, None]
+            if key_shift is not None:
+                x = (
+                    x
+                    + (torch.einsum("hc,bhcn->bhn", key_shift.expand(heads, -1), right.float()) * right_step)[
+                        :, :, None
+                    ]
+                )
+            if key_bias is not None:
+                x = x + (torch.einsum("hc,bnc->bhn", key_bias, other[0].float()) * other_step)[:, :, None]
+            return x if bias is None else x + bias.view(heads, 1, -1)
 
-        a, attn = self.a, f"{self.name}.attn"
-        z = self.linear(codes, f"{attn}.z", f"{attn}.input", coded=True, heads=a.heads)
-        z = z.view(a.heads, self.images, a.tokens, a.dim).transpose(0, 1)
-        scores = self.score_product(codes[:, None], z, f"{attn}.input")
-        shift, bias = self.arrays.get(f"{attn}.scores.key_shift"), self.arrays.get(f"{attn}.scores.key_bias")
-        if shift is not None:
-            row = torch.einsum("c,bhmc->bhm", shift[0], z.float()) * self.key_step(f"{attn}.z")
-            scores = scores + row[:, :, None]
-        if bias is not None:
-            row = torch.einsum("hc,bmc->bhm", bias, codes.float()) * self.key_step(f"{attn}.input")
-            scores = scores + row[:, :, None]
-        return scores
+        return multiplied
 
-    def score_product(self, left: "torch.Tensor", right: "torch.Tensor", query: str) -> "torch.Tensor":
-        scale, step = self.arrays[f"{self.name}.attn.scores.scale"], self.steps[query]
-        column = (scale.t() if scale.ndim == 2 else scale[None]).expand(-1, self.a.tokens)
-        return self.multiply(left, right, column, None if step.numel() == 1 else step.view(-1))
+    def _row_step(self, codes: str) -> "torch.Tensor | None":
+        """Token steps [tokens] of the quantizer behind some codes; None where a scale has the step."""
+        quantizer = self.frozen.graph.quantizer_of(codes)
+        return self._array(f"{quantizer.name}.step") if isinstance(quantizer.granularity, PerToken) else None
 
-    def linear(
-        self, codes: "torch.Tensor", name: str, source: str, coded: bool = False, heads: int = 1
-    ) -> "torch.Tensor":
-        """[images, tokens, out], or [heads, images * tokens, out] of the layer cut into `heads`; int8 when `coded`."""
-        row, bias = self.steps[source], self.arrays.get(f"{name}.bias")
-        weight, column = self.arrays[f"{name}.weight.codes"], self.arrays[f"{name}.scale"]
-        flat = codes.reshape(1, 1, self.images * self.a.tokens, -1)
-        out = self.multiply(
-            flat,
-            weight.view(1, heads, -1, flat.shape[-1]),
-            column.view(heads, -1),
-            None if row.numel() == 1 else row.view(-1).repeat(self.images),
-            None if bias is None else bias.view(heads, -1),
-            self.coded_steps[name] if coded else None,
-            self.limits[name] if coded else INT8,
-        )
-        if coded and self.taps is not None:
-            self.tap(name, out[0].view(heads, self.images, self.a.tokens, -1).permute(1, 2, 0, 3).flatten(2))
-        return out[0] if heads > 1 else out.view(self.images, self.a.tokens, -1)
+    def _column_step(self, codes: str) -> "torch.Tensor | float":
+        """Token steps as the columns of a product see them, [tokens] or [heads, tokens]; else 1."""
+        quantizer = self.frozen.graph.quantizer_of(codes)
+        if not isinstance(quantizer.granularity, (PerToken, PerTokenHead)):
+            return 1.0
+        step = self._array(f"{quantizer.name}.step")
+        return step.t() if step.ndim == 2 else step
 
-    def quantize(self, x: "torch.Tensor", name: str) -> "torch.Tensor":
-        return self.tap(name, codes_of(x, self.steps[name], self.limits[name]))
-
-    def tap(self, name: str, codes: "torch.Tensor") -> "torch.Tensor":
+    def _tap(self, name: str, codes: "torch.Tensor") -> "torch.Tensor":
         if self.taps is not None:
-            self.taps[name] = codes
+            self.taps[name] = codes.reshape(self.images, *self.shapes[f"{name}.codes"])
         return codes
 
-    def heads(self, codes: "torch.Tensor") -> "torch.Tensor":
-        return codes.view(self.images, self.a.tokens, self.a.heads, -1).transpose(1, 2)
+    def _array(self, name: str) -> "torch.Tensor":
+        return self._tensor(self.frozen[name])
 
-    def key_step(self, name: str) -> "torch.Tensor":
-        """[1], [tokens] or [heads, tokens]; a single step is folded and counts as 1."""
-        step = self.steps[name]
-        return step.new_ones(1) if step.numel() == 1 else step.t()
-
-    def layer_norm(self, x: "torch.Tensor", norm: str) -> "torch.Tensor":
-        from torch.nn import functional
-
-        weight, bias = (self.arrays[f"{self.name}.{norm}.{part}"] for part in ("weight", "bias"))
-        return functional.layer_norm(x, (self.a.dim,), weight, bias, self.a.epsilon)
-
-    def _steps(self, quantizer: Quantizer) -> "torch.Tensor":
-        """[1], [1, dim] of channels, or [tokens, 1] or [tokens, heads]"""
-        step = quantizer.step
-        if step.ndim == 1 and step.size > 1:
-            step = step[None] if step.size == self.a.dim and quantizer.folded else step[:, None]
-        return self._tensor(step)
-
-    def _coded_steps(self, quantizer: Quantizer) -> "torch.Tensor":
-        """[1, 1, 1], or [1 or heads, images * tokens, 1]: what the linear layer before it divides by."""
-        step = np.ones((1, 1), np.float32) if quantizer.folded else quantizer.step.reshape(len(quantizer.step), -1)
-        return self._tensor(np.tile(step.T, (1, 1 if quantizer.folded else self.images))[:, :, None])
+    def _optional(self, name: str) -> "torch.Tensor | None":
+        return self._array(name) if name in self.frozen.arrays else None
 
     def _tensor(self, array: NDArray[Any]) -> "torch.Tensor":
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _laid_out(
+    x: "torch.Tensor", split: tuple[int, ...], order: tuple[int, ...], merged: tuple[int, ...]
+) -> "torch.Tensor":
+    """Without a copy as far as strides allow."""
+    parts = x.reshape(len(x), *split).permute(0, *(axis + 1 for axis in order))
+    return parts.reshape(len(x), *merged)
 
 
 def check_block(block: Block, x: "torch.Tensor") -> tuple[parity.CodeParity, ...]:
@@ -220,7 +262,8 @@ def check_block(block: Block, x: "torch.Tensor") -> tuple[parity.CodeParity, ...
     ours = {name: codes.cpu().numpy().astype(np.int16) for name, codes in block.taps.items()}
     block.taps = None
     trace = oracle.Trace(forced=dict(ours))
-    oracle.run_block(block.frozen, block.name, x.cpu().numpy().astype(np.float64), block.a.tokens, trace)
+    values = {block.entry: x.cpu().numpy().astype(np.float64)}
+    oracle.run_nodes(block.frozen, block.nodes, values, trace, all_rows=True)
     return tuple(
         parity.compare_codes(name, codes, trace.codes[name], trace.units[name], TIE) for name, codes in ours.items()
     )

@@ -9,7 +9,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.model.frozen import Architecture, Frozen
+from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.graph import Linear, Product
+from ofq_deploy.model.vit import Architecture
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.proof.parity import TIE_SHARE
 from ofq_deploy.runtime_tests.runners import cuda
@@ -27,6 +29,7 @@ TRITON = "Triton"
 INT_MM = "torch._int_mm"
 FLOATS = ("float16", "bfloat16")
 CHECKED_IMAGES = 2
+BLOCK = "blocks.0"
 CODES, LIMITS = (-8, 8), (-8, 7)
 WORST_MEAN = 1e-3  # a compiled block may round a code otherwise here and there; an error would be everywhere
 
@@ -64,22 +67,20 @@ class Lane:
 
 
 def block_products(frozen: Frozen) -> tuple[Shape, ...]:
-    """The matrix products of one block, in the sizes of the model."""
-    a = frozen.architecture
-    tokens, dim, heads, head = a.tokens, a.dim, a.heads, a.head_dim
+    """The matrix products of one block, in the sizes of the model: those with weights, then those of codes alone."""
+    network, tokens = frozen.graph, frozen.architecture.tokens
+    nodes = [(node.name.removeprefix(f"{BLOCK}."), node) for node in network.part(BLOCK)]
     weights = [
-        (f"{part}.{name}", *frozen.linear(f"blocks.0.{part}.{name}").codes.shape)
-        for part, names in (("attn", ("q", "k", "z", "v", "proj")), ("mlp", ("fc1", "fc2")))
-        for name in names
-        if f"blocks.0.{part}.{name}" in frozen.linears
+        Shape(name, 1, 1, tokens, node.width, node.inputs_width, True)
+        for name, node in nodes
+        if isinstance(node, Linear)
     ]
-    inner = dim if frozen.quantization.attention == "qkr" else head
-    left = 1 if frozen.quantization.attention == "qkr" else heads
-    return (
-        *(Shape(name, 1, 1, tokens, n, k, True) for name, n, k in weights),
-        Shape("attn.scores", left, heads, tokens, tokens, inner, False),
-        Shape("attn.context", heads, heads, tokens, head, tokens, False),
-    )
+    others = []
+    for name, node in nodes:
+        if isinstance(node, Product):
+            (left, _, k), (heads, _, n) = network.shapes[node.left], network.shapes[node.right]
+            others.append(Shape(name, left, heads, tokens, n, k, False))
+    return (*weights, *others)
 
 
 def bench_torch_cuda(
@@ -175,12 +176,12 @@ def _time_block(frozen: Frozen, batch: int, multiply: Multiply, device: str, run
         if reasons:
             skipped[name] = reasons[0]
             continue
-        judged = check_block(Block(frozen, "blocks.0", CHECKED_IMAGES, own, device), checked)
+        judged = check_block(Block(frozen, BLOCK, CHECKED_IMAGES, own, device), checked)
         ties, compared = sum(row.ties for row in judged), sum(row.compared for row in judged)
         if any(row.mismatches for row in judged) or ties > max(1, TIE_SHARE * compared):
             wrong[name] = "codes differ from the oracle's"
         else:
-            forms[name] = (Block(frozen, "blocks.0", batch, own, device), inputs)
+            forms[name] = (Block(frozen, BLOCK, batch, own, device), inputs)
     calls = {name: _rotating(block, values) for name, (block, values) in forms.items()}
     torch.compiler.reset()  # a compiler that meets one function too often gives up
     for name, (block, values) in forms.items() if device == cuda.DEVICE else ():
@@ -273,32 +274,21 @@ def _triton(device: str) -> Multiply:
     return {TRITON: triton_int8.product}
 
 
-def _float_block(a: Architecture, dtype: "torch.dtype", device: str) -> Callable[["torch.Tensor"], "torch.Tensor"]:
-    """A plain block of the same sizes with random weights: its speed does not depend on them."""
+def _float_block(a: Architecture, dtype: "torch.dtype", device: str) -> "torch.nn.Module":
+    """torch's own pre-norm block of the same sizes with random weights: its speed does not depend on them."""
     import torch
-    from torch.nn import functional
 
-    generator = torch.Generator().manual_seed(0)
-
-    def weights(out: int, into: int) -> tuple["torch.Tensor", "torch.Tensor"]:
-        matrix = 0.02 * torch.randn(out, into, generator=generator)
-        return matrix.to(device, dtype), torch.zeros(out, device=device, dtype=dtype)
-
-    qkv, proj, fc1, fc2 = (
-        weights(*sizes) for sizes in ((3 * a.dim, a.dim), (a.dim, a.dim), (a.hidden, a.dim), (a.dim, a.hidden))
-    )
-    one, zero = torch.ones(a.dim, device=device, dtype=dtype), torch.zeros(a.dim, device=device, dtype=dtype)
-
-    def block(x: "torch.Tensor") -> "torch.Tensor":
-        h = functional.layer_norm(x, (a.dim,), one, zero, a.epsilon)
-        parts = functional.linear(h, *qkv).view(len(x), a.tokens, 3, a.heads, a.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = parts.unbind()
-        context = functional.scaled_dot_product_attention(q, k, v)
-        x = x + functional.linear(context.transpose(1, 2).reshape(x.shape), *proj)
-        h = functional.linear(functional.layer_norm(x, (a.dim,), one, zero, a.epsilon), *fc1)
-        return x + functional.linear(functional.gelu(h), *fc2)
-
-    return block
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = torch.nn.TransformerEncoderLayer(
+            *(a.dim, a.heads, a.hidden),
+            dropout=0.0,
+            activation="gelu",
+            layer_norm_eps=a.epsilon,
+            batch_first=True,
+            norm_first=True,
+        )
+    return block.to(device, dtype).eval()
 
 
 def _rotating(function: Callable[..., Any], inputs: list["torch.Tensor"], *rest: Any) -> Call:

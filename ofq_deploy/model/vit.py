@@ -1,0 +1,291 @@
+"""The pre-norm vision transformer as a list of nodes: its forward pass, written once for codes and floats."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ofq_deploy.model.graph import (
+    Add,
+    AnyNode,
+    Bits,
+    Concat,
+    Constant,
+    Gelu,
+    Granularity,
+    Graph,
+    Image,
+    LayerNorm,
+    Layout,
+    Linear,
+    PerChannel,
+    PerTensor,
+    PerToken,
+    PerTokenHead,
+    Product,
+    Quantize,
+    Rows,
+    Softmax,
+    Token,
+)
+from ofq_deploy.model.grids import MAX_BITS, Grid
+from ofq_deploy.recipe import Quantization
+
+HEADS = ("head", "head_dist")
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The sizes of a pre-norm vision transformer."""
+
+    image_size: int
+    channels: int
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    hidden: int
+    classes: int
+    prefix: int  # tokens that the heads read: 1, or 2 with distillation
+    key_bias: bool  # under QKR: the query bias lives on as a key term
+    epsilon: float  # of every LayerNorm
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes that do not fit together."""
+        sizes = (
+            self.image_size,
+            self.channels,
+            self.patch_size,
+            self.dim,
+            self.depth,
+            self.heads,
+            self.hidden,
+            self.classes,
+        )
+        whole = all(type(size) is int and size > 0 for size in sizes) and self.prefix in (1, 2) and self.epsilon > 0
+        if not whole or self.image_size % self.patch_size or self.dim % self.heads:
+            raise ValueError(f"the architecture's sizes do not fit together ({self})")
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.patches
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Names of the heads; their sum is the output."""
+        return HEADS[: self.prefix]
+
+
+class Coding(msgspec.Struct, frozen=True):
+    """On which grid a tensor's codes lie, and in how many bits."""
+
+    grid: Grid
+    bits: Bits
+
+
+Codings = Mapping[str, Coding]  # by the name of a quantizer or linear
+
+
+def quantized_graph(a: Architecture, quantization: Quantization, quantizers: Codings, linears: Codings) -> Graph:
+    """The network on codes. The last block computes only the rows that the heads read.
+
+    Raises ValueError for sizes that do not fit together, and for tables that lack a name or have one too many.
+    """
+    builder = _Builder(a, quantization, dict(quantizers), dict(linears))
+    graph = builder.graph()
+    for kind, table, named in (("quantizers", quantizers, graph.quantizers), ("linears", linears, graph.linears)):
+        strangers = sorted(set(table) - set(named))
+        if strangers:
+            raise ValueError(f"the {kind} add {', '.join(strangers[:3])}")
+    return graph
+
+
+def float_graph(a: Architecture) -> Graph:
+    """The same network with its quantizers off: q, k and v apart, all rows of the last block."""
+    return _Builder(a, None, {}, {}).graph()
+
+
+def float_arrays(a: Architecture, weights: Mapping[str, Floats]) -> dict[str, Floats]:
+    """timm's tensors of the float model as the arrays of `float_graph`, float32.
+
+    The attention's scale is in the weights of q, the mean of two heads in theirs. Raises KeyError for a missing tensor.
+    """
+    arrays = {name: value for name, value in weights.items() if "norm" in name}
+    arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(a.dim, -1)
+    arrays["patch_embed.bias"] = weights["patch_embed.proj.bias"]
+    position = weights["pos_embed"]
+    arrays["patch_embed.position"] = position[0, a.prefix :]
+    tokens = [weights[name] for name in ("cls_token", "dist_token")[: a.prefix]]
+    arrays["tokens"] = (np.concatenate(tokens, axis=1) + position[:, : a.prefix])[0]
+    factor = np.ones((3, a.dim), dtype=np.float32)
+    factor[0] = a.head_dim**-0.5
+    for block in range(a.depth):
+        attn = f"blocks.{block}.attn"
+        for part in ("weight", "bias"):
+            if part == "weight" or f"{attn}.qkv.bias" in weights:
+                rows = weights[f"{attn}.qkv.{part}"].reshape(3, a.dim, -1) * factor[:, :, None]
+                arrays |= {f"{attn}.{name}.{part}": rows[i].reshape(a.dim, -1) for i, name in enumerate("qkv")}
+            for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
+                name = f"blocks.{block}.{layer}.{part}"
+                arrays[name] = weights[name]
+    share = np.float32(1 / len(a.classifiers))
+    arrays |= {
+        f"{head}.{part}": share * weights[f"{head}.{part}"] for head in a.classifiers for part in ("weight", "bias")
+    }
+    return {name: value.ravel() if name.endswith(".bias") else value for name, value in arrays.items()}
+
+
+class _Builder:
+    """Appends nodes; without a `quantization` no quantizer is one of them."""
+
+    def __init__(
+        self,
+        a: Architecture,
+        quantization: Quantization | None,
+        quantizers: dict[str, Coding],
+        linears: dict[str, Coding],
+    ) -> None:
+        self.a, self.quantization, self.quantizers, self.linears = a, quantization, quantizers, linears
+        self.nodes: list[AnyNode] = []
+
+    def graph(self) -> Graph:
+        a = self.a
+        x = self.stem()
+        for index in range(a.depth):
+            rows = a.prefix if self.quantization and index == a.depth - 1 else a.tokens
+            x = self.block(f"blocks.{index}", x, rows)
+        x = self.add(LayerNorm("norm", x, a.epsilon))
+        heads = [self.head(name, x, token) for token, name in enumerate(a.classifiers)]
+        self.add(Add("logits", tuple(heads), tap=True))
+        return Graph(tuple(self.nodes))
+
+    def stem(self) -> str:
+        """Image to tokens [tokens, dim]."""
+        a, name = self.a, "patch_embed"
+        pixels = a.channels * a.patch_size**2
+        by_channel = PerChannel(0, a.channels) if a.channels > 1 else PerTensor()
+        x = self.add(Image("image", a.channels, a.image_size))
+        steps = self.per_token(by_channel)
+        x = self.quantize(f"{name}.input", x, steps, before=(a.image_size, a.image_size))
+        x = self.add(
+            Layout(f"{name}.rows", x, "c (h p) (w q) -> (h w) (c p q)", {"p": a.patch_size, "q": a.patch_size})
+        )
+        parts = steps.shape[0] if self.quantization else 0
+        x = self.linear(name, x, pixels, a.dim, bias=not self.quantization, parts=parts)
+        position = self.add(Constant(f"{name}.position", (a.patches, a.dim)))
+        x = self.add(Add(f"{name}.placed", (x, position)))
+        tokens = self.add(Constant("tokens", (a.prefix, a.dim)))
+        return self.add(Concat("embedding", (tokens, x), tap=True))
+
+    def block(self, name: str, x: str, rows: int) -> str:
+        """One block; only its first `rows` tokens are computed."""
+        a, attn, mlp = self.a, f"{name}.attn", f"{name}.mlp"
+        token = self.per_token(PerToken(a.tokens))
+        h = self.add(LayerNorm(f"{name}.norm1", x, a.epsilon))
+        h = self.quantize(f"{attn}.input", h, token)
+        queries, residual = self.first(f"{attn}.queries", h, rows), self.first(f"{name}.residual", x, rows)
+        scores = self.scores(attn, h, queries)
+        h = self.attend(attn, scores, h, token)
+        h = self.linear(f"{attn}.proj", self.quantize(f"{attn}.proj.input", h, token), a.dim, a.dim)
+        x = self.add(Add(f"{name}.middle", (residual, h), tap=True))
+        h = self.add(LayerNorm(f"{name}.norm2", x, a.epsilon))
+        h = self.linear(f"{mlp}.fc1", self.quantize(f"{mlp}.fc1.input", h, token), a.dim, a.hidden)
+        h = self.quantize(f"{mlp}.fc2.input", self.add(Gelu(f"{mlp}.act", h)), token, before=(a.hidden,))
+        h = self.linear(f"{mlp}.fc2", h, a.hidden, a.dim)
+        return self.add(Add(f"{name}.output", (x, h), tap=True))
+
+    def scores(self, attn: str, x: str, queries: str) -> str:
+        """[heads, rows, tokens]: q and k apart, or x and z = M x under reparameterization."""
+        a, q = self.a, self.quantization
+        token = self.per_token(PerToken(a.tokens))
+        if q is None or q.attention == "qk":
+            left = self.projected(f"{attn}.q", queries, a.dim, token)
+            right = self.projected(f"{attn}.k", x, a.dim, token)
+            left = self.add(Layout(f"{attn}.q.heads", left, "n (h d) -> h n d", {"h": a.heads}))
+            right = self.add(Layout(f"{attn}.k.heads", right, "n (h d) -> h d n", {"h": a.heads}))
+            bias_of = ""
+        else:
+            token_head = self.per_token(PerTokenHead(a.tokens, a.heads))
+            right = self.projected(f"{attn}.z", x, a.heads * a.dim, token_head)
+            right = self.add(Layout(f"{attn}.z.heads", right, "n (h d) -> h d n", {"h": a.heads}))
+            left = self.add(Layout(f"{attn}.queries.heads", queries, "n c -> 1 n c", {}))
+            bias_of = x if a.key_bias else ""
+        return self.add(Product(f"{attn}.scores", left, right, key_shift=self.shifts, bias_of=bias_of))
+
+    def attend(self, attn: str, scores: str, x: str, token: Granularity) -> str:
+        """Scores [heads, rows, tokens] and the tokens behind the values to [rows, dim]."""
+        a = self.a
+        p = self.add(Softmax(f"{attn}.probabilities" if self.quantization else f"{attn}.softmax", scores))
+        p = self.quantize(f"{attn}.softmax", p, token)
+        v = self.projected(f"{attn}.v", x, a.dim, PerChannel(1, a.dim))
+        v = self.add(Layout(f"{attn}.v.heads", v, "n (h d) -> h n d", {"h": a.heads}))
+        context = self.add(Product(f"{attn}.context", p, v, row_sum=self.shifts, bias=self.shifts))
+        return self.add(Layout(f"{attn}.context.flat", context, "h n d -> n (h d)", {}))
+
+    def head(self, name: str, x: str, token: int) -> str:
+        a = self.a
+        x = self.add(Token(f"{name}.token", x, token))
+        x = self.quantize(f"{name}.input", x, PerTensor(), before=(a.dim,))
+        return self.linear(name, x, a.dim, a.classes)
+
+    # Nodes that depend on whether, and how, the network is quantized.
+
+    @property
+    def shifts(self) -> bool:
+        return self.quantization is not None and self.quantization.shifts
+
+    def per_token(self, fine: Granularity) -> Granularity:
+        """A granularity, or one step per tensor where the recipe wants that."""
+        return fine if self.quantization and self.quantization.act_step == "token" else PerTensor()
+
+    def quantize(
+        self, name: str, x: str, granularity: Granularity, before: tuple[int, ...] = (), folded: bool = False
+    ) -> str:
+        if self.quantization is None:
+            return x
+        coding = _entry(self.quantizers, name, "quantizers")
+        if coding.grid == "half":
+            raise ValueError(f"{name} has the grid half, which is for weights")
+        before = before if self.shifts else ()
+        return self.add(Quantize(name, x, coding.grid, coding.bits, granularity, before, folded))
+
+    def linear(self, name: str, x: str, into: int, out: int, *, bias: bool = True, parts: int = 0) -> str:
+        coding = _entry(self.linears, name, "linears") if self.quantization else Coding("signed", MAX_BITS)
+        if coding.grid == "unsigned":
+            raise ValueError(f"{name} has the grid unsigned, which is for activations")
+        return self.add(Linear(name, x, into, out, coding.grid, coding.bits, bias, parts))
+
+    def projected(self, name: str, x: str, out: int, granularity: Granularity) -> str:
+        """A linear whose output goes straight to a quantizer; steps that are constant over the tokens fold into it."""
+        folded = isinstance(granularity, (PerTensor, PerChannel))
+        return self.quantize(name, self.linear(name, x, self.a.dim, out), granularity, folded=folded)
+
+    def first(self, name: str, x: str, rows: int) -> str:
+        return x if rows == self.a.tokens else self.add(Rows(name, x, rows))
+
+    def add(self, node: AnyNode) -> str:
+        self.nodes.append(node)
+        return node.output
+
+
+def _entry(table: dict[str, Coding], name: str, kind: str) -> Coding:
+    if name not in table:
+        raise ValueError(f"the {kind} lack {name}")
+    return table[name]
+
+
+def coding_table(table: Any) -> dict[str, Coding]:
+    """Names with {"grid", "bits"}, as format 1 kept them; ValueError for any other entry."""
+    return msgspec.convert(table, dict[str, Coding])

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export.builder import Builder
+from ofq_deploy.export.targets import HIGHEST_OPSET
 from ofq_deploy.model import graph
 from ofq_deploy.model.graph import Graph, layout_steps
 
-LOWEST_OPSET, HIGHEST_OPSET = 20, 26  # from Gelu on
+LOWEST_OPSET = 20  # Gelu
 Floats = NDArray[np.float32]
 
 

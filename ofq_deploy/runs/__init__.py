@@ -1,0 +1,1 @@
+"""Run folders, and what a command means by its subject."""

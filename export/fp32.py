@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from ofq_deploy.errors import ModelError
 from ofq_deploy.export.lowering import LOWEST_OPSET, Floats, Lowering, check_opset
 from ofq_deploy.export.network import metadata
-from ofq_deploy.model import graph
+from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.layout import layout_steps
 from ofq_deploy.model.vit import float_arrays, float_graph
 
 
@@ -40,19 +41,19 @@ def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Mo
 
 
 class _Floats(Lowering):
-    def is_deferred(self, layout: graph.Layout) -> bool:
+    def is_deferred(self, layout: nodes.Layout) -> bool:
         """Patches are read by a convolution; q, k and v are laid out together."""
         return layout.x == "image" or layout.output in self.values
 
-    def emit(self, node: graph.AnyNode) -> None:
+    def emit(self, node: nodes.AnyNode) -> None:
         if node.output not in self.values:
             super().emit(node)
 
-    def linear(self, node: graph.Linear) -> ir.Value:
+    def linear(self, node: nodes.Linear) -> ir.Value:
         maker = self.network.makers[node.x]
-        if isinstance(maker, graph.Layout) and maker.x == "image":
+        if isinstance(maker, nodes.Layout) and maker.x == "image":
             return self._convolution(node, maker)
-        siblings = [reader for reader in self.network.readers[node.x] if isinstance(reader, graph.Linear)]
+        siblings = [reader for reader in self.network.readers[node.x] if isinstance(reader, nodes.Linear)]
         if len(siblings) > 1:
             return self._merged(siblings)
         b, name, x = self.b, node.name, self.values[node.x]
@@ -62,7 +63,7 @@ class _Floats(Lowering):
             return b.op("Gemm", [x, weight, *([] if bias is None else [b.float(f"{name}.bias", bias)])], node.output)
         return self._affine(name, x, weight, bias)
 
-    def product(self, node: graph.Product) -> ir.Value:
+    def product(self, node: nodes.Product) -> ir.Value:
         return self.b.op("MatMul", [self.values[node.left], self.values[node.right]], node.name)
 
     def _affine(self, name: str, x: ir.Value, weight: ir.Value, bias: Floats | None) -> ir.Value:
@@ -71,7 +72,7 @@ class _Floats(Lowering):
             return product
         return self.b.op("Add", [product, self.b.float(f"{name}.bias", bias.reshape(1, 1, -1))], f"{name}.out")
 
-    def _convolution(self, node: graph.Linear, patches: graph.Layout) -> ir.Value:
+    def _convolution(self, node: nodes.Linear, patches: nodes.Layout) -> ir.Value:
         """Patches times weights as one convolution with stride = kernel, [batch, patches, width]."""
         b, name, (p, q) = self.b, node.name, (patches.sizes["p"], patches.sizes["q"])
         kernel = self.arrays[f"{name}.weight"].reshape(node.width, -1, p, q)
@@ -80,7 +81,7 @@ class _Floats(Lowering):
         x = b.reshape(x, [0, node.width, self.network.shapes[patches.output][0]], f"{name}.flat")
         return b.transpose(x, (0, 2, 1), f"{name}.rows")
 
-    def _merged(self, linears: list[graph.Linear]) -> ir.Value:
+    def _merged(self, linears: list[nodes.Linear]) -> ir.Value:
         """Linears that read the same value as one product, its columns given to each and laid out; returns the first."""
         b, names = self.b, [linear.name.rpartition(".") for linear in linears]
         parent = names[0][0]
@@ -90,7 +91,7 @@ class _Floats(Lowering):
         weight = b.float(f"{name}.weight", np.concatenate(weights).T)
         x = self._affine(name, self.values[linears[0].x], weight, np.concatenate(biases) if biases else None)
         layouts = [
-            node for linear in linears for node in self.network.readers[linear.output] if isinstance(node, graph.Layout)
+            node for linear in linears for node in self.network.readers[linear.output] if isinstance(node, nodes.Layout)
         ]
         heads = layouts[0].sizes["h"]
         rows, width = self.network.shapes[linears[0].output]
@@ -102,5 +103,5 @@ class _Floats(Lowering):
             self.values[layout.output] = b.transpose(self.values[layout.x], order, layout.name)
         return parts[0]
 
-    def _order(self, layout: graph.Layout) -> tuple[int, ...]:
-        return graph.layout_steps(layout, self.network.shapes[layout.x]).order
+    def _order(self, layout: nodes.Layout) -> tuple[int, ...]:
+        return layout_steps(layout, self.network.shapes[layout.x]).order

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.targets import HIGHEST_OPSET
-from ofq_deploy.model import graph
-from ofq_deploy.model.graph import Graph, layout_steps
+from ofq_deploy.model import nodes
+from ofq_deploy.model.graph import Graph
+from ofq_deploy.model.layout import layout_steps
 
 LOWEST_OPSET = 20  # Gelu
 Floats = NDArray[np.float32]
@@ -49,63 +50,63 @@ class Lowering:
         logits.shape, logits.type = ir.Shape(["batch", self.network.classes]), ir.TensorType(ir.DataType.FLOAT)
         return logits
 
-    def emit(self, node: graph.AnyNode) -> None:
+    def emit(self, node: nodes.AnyNode) -> None:
         match node:
-            case graph.Image() | graph.Constant():
+            case nodes.Image() | nodes.Constant():
                 return
-            case graph.Quantize():
+            case nodes.Quantize():
                 value = self.quantize(node)
-            case graph.Linear():
+            case nodes.Linear():
                 value = self.linear(node)
-            case graph.Product():
+            case nodes.Product():
                 value = self.product(node)
-            case graph.LayerNorm():
+            case nodes.LayerNorm():
                 value = self.layer_norm(node)
-            case graph.Softmax():
+            case nodes.Softmax():
                 value = self.b.op("Softmax", [self.values[node.x]], node.name, {"axis": -1})
-            case graph.Gelu():
+            case nodes.Gelu():
                 value = self.b.op("Gelu", [self.values[node.x]], node.name)
-            case graph.Add():
+            case nodes.Add():
                 value = self.add(node)
-            case graph.Concat():
+            case nodes.Concat():
                 terms = [self.broadcast(name) for name in node.terms]
                 value = self.b.op("Concat", terms, node.name, {"axis": 1})
-            case graph.Rows():
+            case nodes.Rows():
                 value = self.rows(node)
-            case graph.Token():
+            case nodes.Token():
                 index = self.b.constant(f"token.{node.index}", np.int64(node.index))
                 value = self.b.op("Gather", [self.values[node.x], index], node.name, {"axis": 1})
-            case graph.Layout():
+            case nodes.Layout():
                 if self.is_deferred(node):
                     return
                 value = self.layout(node, self.values[node.x], node.name.rpartition(".")[0], node.name)
         self.values[node.output] = value
 
-    def quantize(self, node: graph.Quantize) -> ir.Value:
+    def quantize(self, node: nodes.Quantize) -> ir.Value:
         raise NotImplementedError
 
-    def linear(self, node: graph.Linear) -> ir.Value:
+    def linear(self, node: nodes.Linear) -> ir.Value:
         raise NotImplementedError
 
-    def product(self, node: graph.Product) -> ir.Value:
+    def product(self, node: nodes.Product) -> ir.Value:
         raise NotImplementedError
 
-    def is_deferred(self, layout: graph.Layout) -> bool:
+    def is_deferred(self, layout: nodes.Layout) -> bool:
         """Whether the node that reads a layout emits it."""
         raise NotImplementedError
 
-    def layer_norm(self, node: graph.LayerNorm) -> ir.Value:
+    def layer_norm(self, node: nodes.LayerNorm) -> ir.Value:
         weights = [
             self.b.float(f"{node.name}.{part}", self.arrays[f"{node.name}.{part}"]) for part in ("weight", "bias")
         ]
         attributes = {"axis": -1, "epsilon": node.epsilon}
         return self.b.op("LayerNormalization", [self.values[node.x], *weights], node.name, attributes)
 
-    def add(self, node: graph.Add) -> ir.Value:
+    def add(self, node: nodes.Add) -> ir.Value:
         terms = [self.operand(name) for name in node.terms]
         return self.b.op({1: "Identity", 2: "Add"}.get(len(terms), "Sum"), terms, node.name)
 
-    def rows(self, node: graph.Rows) -> ir.Value:
+    def rows(self, node: nodes.Rows) -> ir.Value:
         start, end, axis = ([0], [node.count], [1])
         bounds = [
             self.b.constant(f"slice.{v[0]}.{n}", np.asarray(v))
@@ -129,7 +130,7 @@ class Lowering:
         shape = b.op("Concat", [batch, ones], f"{name}.shape", {"axis": 0})
         return b.op("Expand", [b.float(f"{name}.row", array[None]), shape], name)
 
-    def layout(self, node: graph.Layout, x: ir.Value, base: str, name: str) -> ir.Value:
+    def layout(self, node: nodes.Layout, x: ir.Value, base: str, name: str) -> ir.Value:
         """x in the layout's order, in as few operators as it takes; `base` begins the names of those before the last."""
         before = self.network.shapes[node.x]
         steps = layout_steps(node, before)

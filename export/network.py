@@ -15,10 +15,11 @@ from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.lowering import LOWEST_OPSET, Floats, Lowering, check_opset
 from ofq_deploy.export.targets import Rescale, Steps, Target
-from ofq_deploy.model import graph
+from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen, Quantizer, frozen_hash
-from ofq_deploy.model.graph import PerChannel, PerToken, PerTokenHead
 from ofq_deploy.model.grids import recipe_bits
+from ofq_deploy.model.layout import layout_steps
+from ofq_deploy.model.nodes import PerChannel, PerToken, PerTokenHead
 
 
 def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str | None = None) -> ir.Model:
@@ -74,25 +75,25 @@ class _Integers(Lowering):
         self.frozen, self.target, self.opset = frozen, target, opset
         self.columns: dict[str, list[ir.Value]] = {}  # of a layout whose columns are multiplied apart
 
-    def emit(self, node: graph.AnyNode) -> None:
+    def emit(self, node: nodes.AnyNode) -> None:
         reader = self._only_reader(node.output)
-        if isinstance(node, graph.Layout) and isinstance(reader, graph.Linear) and reader.parts:
+        if isinstance(node, nodes.Layout) and isinstance(reader, nodes.Linear) and reader.parts:
             self._emit_columns(node, reader.parts)
         else:
             super().emit(node)
 
-    def is_deferred(self, layout: graph.Layout) -> bool:
+    def is_deferred(self, layout: nodes.Layout) -> bool:
         """Codes move in place of floats: a quantizer that reads a layout alone is put before it."""
         reader = self._only_reader(layout.output)
-        return isinstance(reader, graph.Quantize) and self._axis_before(reader, layout) is not None
+        return isinstance(reader, nodes.Quantize) and self._axis_before(reader, layout) is not None
 
-    def _only_reader(self, value: str) -> graph.AnyNode | None:
+    def _only_reader(self, value: str) -> nodes.AnyNode | None:
         readers = self.network.readers[value]
         return readers[0] if len(readers) == 1 else None
 
-    def quantize(self, node: graph.Quantize) -> ir.Value:
+    def quantize(self, node: nodes.Quantize) -> ir.Value:
         layout = self.network.makers[node.x]
-        if isinstance(layout, graph.Layout) and node.x not in self.values:
+        if isinstance(layout, nodes.Layout) and node.x not in self.values:
             axis = self._axis_before(node, layout)
             assert axis is not None
             codes = self._codes(node, self.values[layout.x], layout.x, axis, f"{layout.x}.codes")
@@ -107,15 +108,15 @@ class _Integers(Lowering):
             return self._codes_by_head(node, x, node.granularity.heads)
         return self._codes(node, x, node.x, _step_axis(node, len(self.network.shapes[node.x])), node.output)
 
-    def _axis_before(self, node: graph.Quantize, layout: graph.Layout) -> int | None:
+    def _axis_before(self, node: nodes.Quantize, layout: nodes.Layout) -> int | None:
         """The axis, in the layout's input, of the quantizer's steps; None where they would not be steps of an axis."""
         if node.before or isinstance(node.granularity, (PerTokenHead, PerChannel)):
             return None
-        shape, steps = self.network.shapes[layout.x], graph.layout_steps(layout, self.network.shapes[layout.x])
+        shape, steps = self.network.shapes[layout.x], layout_steps(layout, self.network.shapes[layout.x])
         is_plain = steps.split == shape and shape[steps.order[0]] == steps.merged[0]
         return steps.order[0] if is_plain and len(steps.merged) == 2 else None
 
-    def _codes(self, node: graph.Quantize, x: ir.Value, value: str, axis: int, output: str) -> ir.Value:
+    def _codes(self, node: nodes.Quantize, x: ir.Value, value: str, axis: int, output: str) -> ir.Value:
         """Divide by the step, round, clip; `axis` is that of the steps in the shape of `value`."""
         shape = self.network.shapes[value]
         step = self.frozen.quantizer(node.name).step
@@ -125,7 +126,7 @@ class _Integers(Lowering):
             step = step[: shape[axis]]
         return self._divided(node, x, Steps(step, axis + 1, len(shape) + 1), output)
 
-    def _codes_by_head(self, node: graph.Quantize, x: ir.Value, heads: int) -> ir.Value:
+    def _codes_by_head(self, node: nodes.Quantize, x: ir.Value, heads: int) -> ir.Value:
         """One step per token and head: heads become rows of their own for as long as it takes."""
         rows, width = self.network.shapes[node.x]
         step = self.frozen.quantizer(node.name).step[:rows].reshape(-1)
@@ -133,11 +134,11 @@ class _Integers(Lowering):
         codes = self._divided(node, parts, Steps(step, 1, 3), f"{node.name}.parts.codes")
         return self.b.reshape(codes, [0, rows, width], node.output)
 
-    def _divided(self, node: graph.Quantize, x: ir.Value, steps: Steps, output: str) -> ir.Value:
+    def _divided(self, node: nodes.Quantize, x: ir.Value, steps: Steps, output: str) -> ir.Value:
         limits, is_left = self.frozen.quantizer(node.name).range, not self.network.is_right(node)
         return self.target.quantize(self.b, x, output, steps, limits, is_left)
 
-    def linear(self, node: graph.Linear) -> ir.Value:
+    def linear(self, node: nodes.Linear) -> ir.Value:
         linear = self.frozen.linear(node.name)
         quantizer = self._quantizer_of(node.x)
         row = None
@@ -156,7 +157,7 @@ class _Integers(Lowering):
         assert total is not None
         return total
 
-    def product(self, node: graph.Product) -> ir.Value:
+    def product(self, node: nodes.Product) -> ir.Value:
         """Sums of products of codes, then the terms that shifts add. The left step, where there is one per row, is a Mul of
         its own: vector steps on both sides would round in an order that depends on the batch size.
         """
@@ -196,7 +197,7 @@ class _Integers(Lowering):
             )
         return x
 
-    def _key_shift(self, node: graph.Product, heads: int, columns: int) -> ir.Value:
+    def _key_shift(self, node: nodes.Product, heads: int, columns: int) -> ir.Value:
         """[batch, heads, 1, columns]: what the shift behind the left quantizer adds to a column"""
         b, name, quantizer = self.b, f"{node.name}.key_shift", self._quantizer_of(node.right)
         real = self.target.to_float(b, f"{name}.codes", self.values[node.right], 0)
@@ -207,7 +208,7 @@ class _Integers(Lowering):
             )
         return row
 
-    def _key_bias(self, node: graph.Product, heads: int, columns: int) -> ir.Value:
+    def _key_bias(self, node: nodes.Product, heads: int, columns: int) -> ir.Value:
         """[batch, heads, 1, columns]. Codes are centred before the product: after it, 8-bit codes would cancel to a few
         digits.
         """
@@ -219,9 +220,9 @@ class _Integers(Lowering):
         row = b.transpose(row, (0, 2, 1), f"{name}.t")
         return b.reshape(row, [0, heads, 1, columns], f"{name}.heads")
 
-    def _emit_columns(self, node: graph.Layout, parts: int) -> None:
+    def _emit_columns(self, node: nodes.Layout, parts: int) -> None:
         """Codes of an image [channels, height, width] as rows of pixels, one value for each part of their columns."""
-        b, name, steps = self.b, node.name.rpartition(".")[0], graph.layout_steps(node, self.network.shapes[node.x])
+        b, name, steps = self.b, node.name.rpartition(".")[0], layout_steps(node, self.network.shapes[node.x])
         rows, width = steps.merged[0], steps.merged[1] // parts
         pixels = b.reshape(self.values[node.x], [0, *steps.split], f"{name}.grid")
         if parts == 1:
@@ -246,7 +247,7 @@ class _Integers(Lowering):
         return self.target.left_zero(quantizer.range)
 
 
-def _step_axis(node: graph.Quantize, rank: int) -> int:
+def _step_axis(node: nodes.Quantize, rank: int) -> int:
     """The axis of the steps in a value of `rank` axes."""
     return node.granularity.axis if isinstance(node.granularity, PerChannel) else rank - 2
 

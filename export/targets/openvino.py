@@ -9,7 +9,7 @@ from ofq_deploy.export.targets.operators import add_bias, code_range, quantize_l
 from ofq_deploy.export.targets.pairs import Pairs
 from ofq_deploy.export.targets.protocol import Rescale, Steps
 from ofq_deploy.model.frozen import Frozen
-from ofq_deploy.model.graph import PerToken, PerTokenHead
+from ofq_deploy.model.nodes import PerToken, PerTokenHead
 
 
 class OpenVino(Pairs):

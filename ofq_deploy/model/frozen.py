@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import FrozenFileError, OfqError
 from ofq_deploy.files import replacing
-from ofq_deploy.model.graph import Granularity, Graph, Linear, Quantize, array_shapes, decode_graph, encode_graph
+from ofq_deploy.model.graph import Graph, array_shapes, decode_graph, encode_graph
 from ofq_deploy.model.grids import Grid, code_range
+from ofq_deploy.model.nodes import Granularity, Linear, Quantize
 from ofq_deploy.model.vit import Architecture, coding_table, quantized_graph
 from ofq_deploy.recipe import Quantization
 

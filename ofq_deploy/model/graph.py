@@ -1,244 +1,36 @@
-"""The one description of a quantized network: a list of nodes, each of about a dozen kinds.
+"""The one description of a quantized network: a list of nodes.
 
 Whatever has to know a network walks this list: the oracle, every export, the int8 block in torch, the checks of the
 frozen file, taps, multiply-accumulates. Each has one function per kind of node, or none where the kind does not matter.
-
-Shapes are those of one image; a batch axis comes first in every value. A value is called after the node that makes it
-(`Node.output`); arrays are found in the frozen file under the node's name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 
-from ofq_deploy.model.grids import MAX_BITS, MIN_BITS
-
-Shape = tuple[int, ...]
-Bits = Annotated[int, msgspec.Meta(ge=MIN_BITS, le=MAX_BITS)]
-Size = Annotated[int, msgspec.Meta(ge=1)]
-
-
-# Granularity: which elements of a value share a step.
-
-
-class PerTensor(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
-    """One step for all: step [1]."""
-
-    @property
-    def shape(self) -> Shape:
-        return (1,)
-
-
-class PerToken(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
-    """One step per token, the last axis but one: value [..., tokens, width] -> step [tokens].
-
-    A value that holds only the first rows of all tokens takes the first steps.
-    """
-
-    tokens: Size
-
-    @property
-    def shape(self) -> Shape:
-        return (self.tokens,)
-
-
-class PerTokenHead(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
-    """One step per token and head: value [tokens, heads * width] -> step [tokens, heads]."""
-
-    tokens: Size
-    heads: Size
-
-    @property
-    def shape(self) -> Shape:
-        return (self.tokens, self.heads)
-
-
-class PerChannel(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
-    """One step per channel: value [tokens, channels] or an image [channels, height, width] -> step [channels].
-
-    axis: of the channels in the value without its batch axis: 0 in images, 1 behind them
-    """
-
-    axis: Literal[0, 1]
-    channels: Size
-
-    @property
-    def shape(self) -> Shape:
-        return (self.channels,)
-
-
-Granularity = PerTensor | PerToken | PerTokenHead | PerChannel
-
-
-# Nodes.
-
-
-class Node(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
-    """One operation; `inputs` are values of nodes before it, `output` is the value that it makes."""
-
-    name: str
-
-    @property
-    def output(self) -> str:
-        return self.name
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ()
-
-
-class _Unary(Node, frozen=True):
-    x: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.x,)
-
-
-class Image(Node, frozen=True):
-    """The input: float [channels, size, size]."""
-
-    channels: Size
-    size: Size
-
-
-class Constant(Node, frozen=True):
-    """Array `<name>`, float32 of `shape`: positions, class tokens."""
-
-    shape: tuple[Size, ...]
-
-
-class Quantize(_Unary, frozen=True):
-    """Float to codes of the same shape: code = clip(round((x + before) / step)); a tap.
-
-    Arrays: `<name>.step`, shaped by the granularity; `<name>.before`, of shape `before`, where it is not empty.
-    folded: the Linear in front already divides by the step: code = clip(round(x))
-    """
-
-    grid: Literal["signed", "unsigned"]
-    bits: Bits
-    granularity: Granularity
-    before: tuple[Size, ...] = ()
-    folded: bool = False
-
-    @property
-    def output(self) -> str:
-        return f"{self.name}.codes"
-
-
-class Linear(_Unary, frozen=True):
-    """Codes [..., in] to float [..., out]: (codes @ integers.T) * scale [* token step of the codes] [+ bias].
-
-    Arrays: `<name>.weight.codes` int8 [out, in], `<name>.weight.step` [out], `<name>.scale` [out], `<name>.bias` [out].
-    grid:  of the weights; integers are 2 codes + 1 on "half", else the codes
-    parts: above 0 the columns are cut into so many equal parts, each with its own scale: scale [parts, out]
-
-    In a float network x is float, `<name>.weight` [out, in] are the weights, and there is no scale.
-    """
-
-    inputs_width: Size
-    width: Size
-    grid: Literal["half", "signed"]
-    bits: Bits
-    bias: bool = True
-    parts: int = 0
-
-    @property
-    def output(self) -> str:
-        return f"{self.name}.out"
-
-
-class Product(Node, frozen=True):
-    """Codes left [heads or 1, m, k] @ codes right [heads, k, n] to float [heads, m, n], scaled to what they stand for.
-
-    out = (left @ right) * scale [* token step of left]
-          + key_shift @ right [* token step of right]      the shift that follows the left quantizer
-          + key_bias @ bias_of^T [* token step of bias_of]  the query bias under reparameterization, one row for all m
-          + sum(left) * row_sum [* token step of left]     the shift that follows the right quantizer
-          + bias
-
-    Arrays: `<name>.scale`, shaped by the granularity of the right quantizer; where they exist `<name>.key_shift` [heads of
-    left, k], `<name>.key_bias` [heads, width of bias_of], `<name>.row_sum` and `<name>.bias` [heads * n].
-    bias_of: codes [n, width] that `key_bias` meets, empty without one
-
-    In a float network both are float and only the product is left.
-    """
-
-    left: str
-    right: str
-    key_shift: bool = False
-    bias_of: str = ""
-    row_sum: bool = False
-    bias: bool = False
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.left, self.right, *([self.bias_of] if self.bias_of else []))
-
-
-class LayerNorm(_Unary, frozen=True):
-    """Over the last axis; arrays `<name>.weight` and `<name>.bias` [width]."""
-
-    epsilon: Annotated[float, msgspec.Meta(gt=0)]
-
-
-class Softmax(_Unary, frozen=True):
-    """Over the last axis."""
-
-
-class Gelu(_Unary, frozen=True):
-    """x * Phi(x), the exact form."""
-
-
-class Add(Node, frozen=True):
-    """The sum of values of one shape; of one value, that value.
-
-    tap: the proof watches it (residual stream and logits)
-    """
-
-    terms: tuple[str, ...]
-    tap: bool = False
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.terms
-
-
-class Concat(Node, frozen=True):
-    """Values [tokens, width] below one another."""
-
-    terms: tuple[str, ...]
-    tap: bool = False
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.terms
-
-
-class Rows(_Unary, frozen=True):
-    """The first `count` tokens: [tokens, width] -> [count, width]."""
-
-    count: Size
-
-
-class Token(_Unary, frozen=True):
-    """One token: [tokens, width] -> [width]."""
-
-    index: Annotated[int, msgspec.Meta(ge=0)]
-
-
-class Layout(_Unary, frozen=True):
-    """The same numbers in another order, as in "n (h d) -> h n d" with sizes {"h": 3}; 1 stands for a new axis."""
-
-    pattern: str
-    sizes: dict[str, Size]
-
-
-AnyNode = (
-    Image | Constant | Quantize | Linear | Product | LayerNorm | Softmax | Gelu | Add | Concat | Rows | Token | Layout
+from ofq_deploy.model.layout import expect, layout_steps
+from ofq_deploy.model.nodes import (
+    Add,
+    AnyNode,
+    Concat,
+    Constant,
+    Gelu,
+    Image,
+    LayerNorm,
+    Layout,
+    Linear,
+    PerChannel,
+    PerToken,
+    PerTokenHead,
+    Product,
+    Quantize,
+    Rows,
+    Shape,
+    Softmax,
+    Token,
 )
 
 
@@ -353,26 +145,26 @@ def output_shape(node: AnyNode, values: Mapping[str, Shape]) -> Shape:
         case Constant():
             return node.shape
         case Linear():
-            _expect(shapes[0][-1] == node.inputs_width, f"it takes {node.inputs_width} columns, not {shapes[0]}")
-            _expect(node.inputs_width % (node.parts or 1) == 0, f"{node.parts} parts do not divide its columns")
+            expect(shapes[0][-1] == node.inputs_width, f"it takes {node.inputs_width} columns, not {shapes[0]}")
+            expect(node.inputs_width % (node.parts or 1) == 0, f"{node.parts} parts do not divide its columns")
             return (*shapes[0][:-1], node.width)
         case Product():
             left, right = shapes[:2]
-            _expect(len(left) == len(right) == 3 and left[2] == right[1], f"{left} @ {right}")
-            _expect(left[0] in (1, right[0]), f"{left[0]} and {right[0]} heads")
-            _expect(not (node.key_shift and node.row_sum), "shifts behind both operands, whose product has no place")
+            expect(len(left) == len(right) == 3 and left[2] == right[1], f"{left} @ {right}")
+            expect(left[0] in (1, right[0]), f"{left[0]} and {right[0]} heads")
+            expect(not (node.key_shift and node.row_sum), "shifts behind both operands, whose product has no place")
             return (right[0], left[1], right[2])
         case Add():
-            _expect(len(set(shapes)) == 1, f"the sum of {shapes}")
+            expect(len(set(shapes)) == 1, f"the sum of {shapes}")
             return shapes[0]
         case Concat():
-            _expect(len({shape[1:] for shape in shapes}) == 1, f"{shapes} below one another")
+            expect(len({shape[1:] for shape in shapes}) == 1, f"{shapes} below one another")
             return (sum(shape[0] for shape in shapes), *shapes[0][1:])
         case Rows():
-            _expect(node.count <= shapes[0][0], f"{node.count} rows of {shapes[0]}")
+            expect(node.count <= shapes[0][0], f"{node.count} rows of {shapes[0]}")
             return (node.count, *shapes[0][1:])
         case Token():
-            _expect(node.index < shapes[0][0], f"row {node.index} of {shapes[0]}")
+            expect(node.index < shapes[0][0], f"row {node.index} of {shapes[0]}")
             return shapes[0][1:]
         case Layout():
             return layout_steps(node, shapes[0]).merged
@@ -423,49 +215,6 @@ def node_macs(node: AnyNode, graph: Graph) -> int:
             return 0
 
 
-class LayoutSteps(msgspec.Struct, frozen=True):
-    """A layout as reshape to `split`, transpose by `order`, reshape to `merged`.
-
-    parts: for each axis of the input, its places in `split`
-    """
-
-    split: Shape
-    order: tuple[int, ...]
-    merged: Shape
-    parts: tuple[tuple[int, ...], ...]
-
-    @property
-    def whole_axes(self) -> tuple[int, ...] | None:
-        """The order of the input's axes that gives `order`; None where one of them comes apart."""
-        turned = sorted(range(len(self.parts)), key=lambda axis: self.order.index(self.parts[axis][0]))
-        places = tuple(place for axis in turned for place in self.parts[axis])
-        return tuple(turned) if places == self.order else None
-
-
-def layout_steps(layout: Layout, shape: Shape) -> LayoutSteps:
-    """What a layout does to a value of some shape; ValueError when the pattern does not fit the shape."""
-    before, after = (_axes(side) for side in layout.pattern.split(" -> "))
-    _expect(len(before) == len(shape), f"{layout.pattern} does not fit {shape}")
-    sizes: dict[str, int] = dict(layout.sizes)
-    for axes, size in zip(before, shape, strict=True):
-        open_axes = [axis for axis in axes if axis not in sizes]
-        known = prod(sizes[axis] for axis in axes if axis in sizes)
-        _expect(len(open_axes) <= 1 and size % known == 0, f"{layout.pattern} with {layout.sizes} does not fit {shape}")
-        sizes |= dict.fromkeys(open_axes, size // known)
-        _expect(
-            prod(sizes[axis] for axis in axes) == size, f"{layout.pattern} with {layout.sizes} does not fit {shape}"
-        )
-    flat = [axis for axes in before for axis in axes]
-    order = [axis for axes in after for axis in axes if axis != "1"]
-    _expect(sorted(flat) == sorted(order), f"{layout.pattern} has other axes on its two sides")
-    return LayoutSteps(
-        split=tuple(sizes[axis] for axis in flat),
-        order=tuple(flat.index(axis) for axis in order),
-        merged=tuple(prod(sizes[axis] for axis in axes if axis != "1") for axes in after),
-        parts=tuple(tuple(flat.index(axis) for axis in axes) for axes in before),
-    )
-
-
 def encode_graph(graph: Graph) -> list[dict[str, Any]]:
     """As JSON."""
     encoded: list[dict[str, Any]] = msgspec.to_builtins(list(graph.nodes))
@@ -483,29 +232,13 @@ def decode_graph(nodes: Any) -> Graph:
 def _check_granularity(node: Quantize, shape: Shape) -> None:
     match node.granularity:
         case PerToken(tokens=tokens):
-            _expect(len(shape) > 1 and shape[-2] <= tokens, f"{tokens} token steps for {shape}")
+            expect(len(shape) > 1 and shape[-2] <= tokens, f"{tokens} token steps for {shape}")
         case PerTokenHead(tokens=tokens, heads=heads):
-            _expect(
+            expect(
                 len(shape) == 2 and shape[0] <= tokens and shape[1] % heads == 0,
                 f"{tokens} x {heads} steps for {shape}",
             )
         case PerChannel(axis=axis, channels=channels):
-            _expect(shape[axis] == channels, f"{channels} channel steps for {shape}")
+            expect(shape[axis] == channels, f"{channels} channel steps for {shape}")
     trailing = shape[len(shape) - len(node.before) :]
-    _expect(node.before == trailing, f"a shift of shape {node.before} for {shape}")
-
-
-def _axes(side: str) -> list[list[str]]:
-    """Of "n (h d)" they are [["n"], ["h", "d"]]."""
-    groups: Iterator[list[str]] = (group.split() for group in side.replace("(", "|").replace(")", "|").split("|"))
-    return [
-        axes
-        for place, group in enumerate(groups)
-        for axes in ([group] if place % 2 else [[axis] for axis in group])
-        if axes
-    ]
-
-
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ValueError(otherwise)
+    expect(node.before == trailing, f"a shift of shape {node.before} for {shape}")

@@ -8,7 +8,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ofq_deploy.model.graph import (
+from ofq_deploy.model.graph import Graph
+from ofq_deploy.model.grids import MAX_BITS, Grid
+from ofq_deploy.model.nodes import (
     Add,
     AnyNode,
     Bits,
@@ -16,7 +18,6 @@ from ofq_deploy.model.graph import (
     Constant,
     Gelu,
     Granularity,
-    Graph,
     Image,
     LayerNorm,
     Layout,
@@ -31,7 +32,6 @@ from ofq_deploy.model.graph import (
     Softmax,
     Token,
 )
-from ofq_deploy.model.grids import MAX_BITS, Grid
 from ofq_deploy.recipe import Quantization
 
 HEADS = ("head", "head_dist")

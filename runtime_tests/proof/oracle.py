@@ -1,6 +1,6 @@
 """The definition of what a frozen model computes, in numpy: integer codes, int32 products, float64 between them.
 
-One function for each kind of node (ofq_deploy.model.graph), slow and plain on purpose. Where a runtime and the oracle
+One function for each kind of node (ofq_deploy.model.nodes), slow and plain on purpose. Where a runtime and the oracle
 disagree, the distance of the oracle's value to the nearest threshold tells a rounding tie from an error
 (ofq_deploy.runtime_tests.proof.parity).
 """
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from ofq_deploy.model import graph
+from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen
-from ofq_deploy.model.graph import AnyNode, PerChannel, PerToken, PerTokenHead
+from ofq_deploy.model.layout import layout_steps
+from ofq_deploy.model.nodes import AnyNode, PerChannel, PerToken, PerTokenHead
 from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner, runtime_name
 
 Double = NDArray[np.float64]
@@ -87,7 +88,7 @@ class Oracle(Runner):
 
 
 def run_nodes(
-    frozen: Frozen, nodes: Iterable[AnyNode], values: Values, trace: Trace, all_rows: bool = False
+    frozen: Frozen, chosen: Iterable[AnyNode], values: Values, trace: Trace, all_rows: bool = False
 ) -> NDArray[Any]:
     """Compute some nodes in their order and return the value of the last.
 
@@ -95,8 +96,8 @@ def run_nodes(
     all_rows: compute every token where the network cuts those that nothing reads
     """
     value = np.zeros(0)
-    for node in nodes:
-        if isinstance(node, graph.Rows) and all_rows:
+    for node in chosen:
+        if isinstance(node, nodes.Rows) and all_rows:
             value = values[node.x]
         else:
             value = compute(node, frozen, values, trace)
@@ -108,43 +109,43 @@ def compute(node: AnyNode, frozen: Frozen, values: Values, trace: Trace) -> NDAr
     """The value of one node [batch, ...] from those that it reads."""
     x = [values[name] for name in node.inputs]
     match node:
-        case graph.Image():
+        case nodes.Image():
             return values[node.name]
-        case graph.Constant():
+        case nodes.Constant():
             return _double(frozen, node.name)[None]
-        case graph.Quantize():
+        case nodes.Quantize():
             return _quantize(node, frozen, x[0], trace)
-        case graph.Linear():
+        case nodes.Linear():
             return _linear(node, frozen, x[0])
-        case graph.Product():
+        case nodes.Product():
             return _product(node, frozen, *x)
-        case graph.LayerNorm():
+        case nodes.LayerNorm():
             centred = x[0] - x[0].mean(-1, keepdims=True)
             deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + node.epsilon)
             return centred / deviation * frozen[f"{node.name}.weight"] + frozen[f"{node.name}.bias"]
-        case graph.Softmax():
+        case nodes.Softmax():
             power = np.exp(x[0] - x[0].max(-1, keepdims=True))
             return power / power.sum(-1, keepdims=True)
-        case graph.Gelu():
+        case nodes.Gelu():
             return x[0] * 0.5 * (1 + erf(x[0] / np.sqrt(2.0)))
-        case graph.Add():
+        case nodes.Add():
             total = sum(x[1:], start=x[0])
             return trace.tap(node.name, total) if node.tap else total
-        case graph.Concat():
+        case nodes.Concat():
             batch = max(len(part) for part in x)
             joined = np.concatenate([np.broadcast_to(part, (batch, *part.shape[1:])) for part in x], axis=1)
             return trace.tap(node.name, joined) if node.tap else joined
-        case graph.Rows():
+        case nodes.Rows():
             return x[0][:, : node.count]
-        case graph.Token():
+        case nodes.Token():
             return x[0][:, node.index]
-        case graph.Layout():
-            steps = graph.layout_steps(node, x[0].shape[1:])
+        case nodes.Layout():
+            steps = layout_steps(node, x[0].shape[1:])
             parts = x[0].reshape(-1, *steps.split).transpose(0, *(axis + 1 for axis in steps.order))
             return parts.reshape(-1, *steps.merged)
 
 
-def _quantize(node: graph.Quantize, frozen: Frozen, x: Double, trace: Trace) -> Codes:
+def _quantize(node: nodes.Quantize, frozen: Frozen, x: Double, trace: Trace) -> Codes:
     """Codes of x [batch, ...]; a folded step is in x already."""
     quantizer = frozen.quantizer(node.name)
     if node.before:
@@ -162,7 +163,7 @@ def _quantize(node: graph.Quantize, frozen: Frozen, x: Double, trace: Trace) -> 
     return trace.quantize(node.name, x, quantizer.range)
 
 
-def _linear(node: graph.Linear, frozen: Frozen, codes: Codes) -> Double:
+def _linear(node: nodes.Linear, frozen: Frozen, codes: Codes) -> Double:
     """float64 [batch, ..., out]; one product for each part, within which the scale is constant."""
     linear = frozen.linear(node.name)
     pieces = np.split(codes, node.parts or 1, axis=-1), np.split(linear.integers, node.parts or 1, axis=-1)
@@ -173,7 +174,7 @@ def _linear(node: graph.Linear, frozen: Frozen, codes: Codes) -> Double:
     return np.asarray(out if linear.bias is None else out + linear.bias, dtype=np.float64)
 
 
-def _product(node: graph.Product, frozen: Frozen, left: Codes, right: Codes, other: Codes | None = None) -> Double:
+def _product(node: nodes.Product, frozen: Frozen, left: Codes, right: Codes, other: Codes | None = None) -> Double:
     """left [batch, heads or 1, m, k] @ right [batch, heads, k, n]: float64 [batch, heads, m, n]"""
     name, columns = node.name, (right.shape[1], 1, right.shape[3])
     right_quantizer = frozen.graph.quantizer_of(node.right)

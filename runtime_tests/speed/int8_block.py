@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.model import graph
+from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen
-from ofq_deploy.model.graph import AnyNode, PerChannel, PerToken, PerTokenHead
+from ofq_deploy.model.graph import output_shape
+from ofq_deploy.model.layout import layout_steps
+from ofq_deploy.model.nodes import AnyNode, PerChannel, PerToken, PerTokenHead
 from ofq_deploy.runtime_tests.proof import oracle, parity
 
 if TYPE_CHECKING:
@@ -95,14 +97,14 @@ class Block:
         self.taps: dict[str, torch.Tensor] | None = None
         self.shapes = {self.entry: frozen.graph.shapes[self.entry]}
         for node in self.nodes:
-            if isinstance(node, graph.Rows):
+            if isinstance(node, nodes.Rows):
                 self.shapes[node.output] = self.shapes[node.x]
             else:
-                self.shapes[node.output] = graph.output_shape(node, self.shapes)
+                self.shapes[node.output] = output_shape(node, self.shapes)
         self.steps: list[tuple[str, tuple[str, ...], Step]] = []
         for node in self.nodes:
             coder = self._coder(node)
-            if isinstance(node, graph.Linear) and coder is not None:  # the product rounds to codes itself
+            if isinstance(node, nodes.Linear) and coder is not None:  # the product rounds to codes itself
                 self.steps.append((coder.output, node.inputs, self._linear(node, coder)))
             elif node.output not in {output for output, _, _ in self.steps}:
                 self.steps.append((node.output, node.inputs, self._step(node)))
@@ -113,41 +115,41 @@ class Block:
             values[output] = step(*[values[name] for name in inputs])
         return values[self.exit]
 
-    def _coder(self, node: AnyNode) -> graph.Quantize | None:
+    def _coder(self, node: AnyNode) -> nodes.Quantize | None:
         """The quantizer that reads a linear and nothing but divides, rounds and clips."""
-        if not isinstance(node, graph.Linear):
+        if not isinstance(node, nodes.Linear):
             return None
         readers = self.frozen.graph.readers[node.output]
         coder = readers[0] if len(readers) == 1 else None
-        return coder if isinstance(coder, graph.Quantize) and not coder.before else None
+        return coder if isinstance(coder, nodes.Quantize) and not coder.before else None
 
     def _step(self, node: AnyNode) -> "Step":
         from torch.nn import functional
 
         match node:
-            case graph.Quantize():
+            case nodes.Quantize():
                 return self._quantize(node)
-            case graph.Linear():
+            case nodes.Linear():
                 return self._linear(node, None)
-            case graph.Product():
+            case nodes.Product():
                 return self._product(node)
-            case graph.LayerNorm():
+            case nodes.LayerNorm():
                 weight, bias = (self._array(f"{node.name}.{part}") for part in ("weight", "bias"))
                 return lambda x: functional.layer_norm(x, weight.shape, weight, bias, node.epsilon)
-            case graph.Softmax():
+            case nodes.Softmax():
                 return lambda x: x.softmax(-1)
-            case graph.Gelu():
+            case nodes.Gelu():
                 return functional.gelu
-            case graph.Add():
+            case nodes.Add():
                 return lambda x, y: x + y
-            case graph.Rows():
+            case nodes.Rows():
                 return lambda x: x
-            case graph.Layout():
-                steps = graph.layout_steps(node, self.shapes[node.x])
+            case nodes.Layout():
+                steps = layout_steps(node, self.shapes[node.x])
                 return partial(_laid_out, split=steps.split, order=steps.order, merged=steps.merged)
         raise TypeError(f"a block has no {type(node).__name__}")
 
-    def _quantize(self, node: graph.Quantize) -> "Step":
+    def _quantize(self, node: nodes.Quantize) -> "Step":
         quantizer, before = self.frozen.quantizer(node.name), self._optional(f"{node.name}.before")
         step = self._tensor(quantizer.step)
         if isinstance(node.granularity, PerToken):
@@ -159,7 +161,7 @@ class Block:
 
         return quantize
 
-    def _linear(self, node: graph.Linear, coder: graph.Quantize | None) -> "Step":
+    def _linear(self, node: nodes.Linear, coder: nodes.Quantize | None) -> "Step":
         """To float32 [images, tokens, out]; with a `coder` to int8, its heads apart where each has steps of its own."""
         linear, images = self.frozen.linear(node.name), self.images
         row, heads, step, limits = self._row_step(node.x), 1, None, INT8
@@ -184,7 +186,7 @@ class Block:
 
         return multiplied
 
-    def _product(self, node: graph.Product) -> "Step":
+    def _product(self, node: nodes.Product) -> "Step":
         """[images, heads, m, n] of codes [images, heads or 1, m, k] and [images, heads, k, n]"""
         import torch
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.model.frozen import Frozen
-from ofq_deploy.model.graph import Linear, Product
+from ofq_deploy.model.nodes import Linear, Product
 from ofq_deploy.model.vit import Architecture
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.proof.parity import TIE_SHARE

@@ -36,7 +36,7 @@ from ofq_deploy.runtime_tests.proof.parity import Parity
 from ofq_deploy.runtime_tests.proof.proof import prove_operators, prove_weights
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
-from ofq_deploy.train.pretrained import load_pretrained, model_of, read_weights
+from ofq_deploy.train.sources.timm_weights import load_pretrained, model_of, read_weights
 from ofq_deploy.train.witness import TorchRunner
 
 BATCHES = (1, 3, 8)

@@ -14,7 +14,6 @@ from ofq_deploy.export.network import metadata
 from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.model.layout import layout_steps
-from ofq_deploy.model.vit import float_arrays, float_graph
 
 
 def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Model:
@@ -24,9 +23,9 @@ def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Mo
     tokens of the last block are computed, as float exports do.
     Raises ModelError when the file is cut or does not have the architecture's tensors.
     """
-    a, opset = frozen.architecture, check_opset(opset or LOWEST_OPSET)
+    architecture, opset = frozen.architecture, check_opset(opset or LOWEST_OPSET)
     try:
-        lowering = _Floats(float_graph(a), float_arrays(a, load_file(weights)))
+        lowering = _Floats(architecture.float_graph(), architecture.float_arrays(load_file(weights)))
         logits = lowering.lower()
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error

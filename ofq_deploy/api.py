@@ -52,7 +52,7 @@ def convert(model: "nn.Module | str | Path", config: Quantization | None = None)
     model: the network, or a file of its weights (.safetensors, .pth), whose heads are then taken to be 64 wide
     """
     from ofq_deploy.train.convert import convert as convert_model
-    from ofq_deploy.train.pretrained import classes_of, load_pretrained, model_of, read_weights
+    from ofq_deploy.train.sources.timm_weights import classes_of, load_pretrained, model_of, read_weights
 
     if isinstance(model, (str, Path)):
         weights = read_weights(Path(model))

@@ -19,7 +19,8 @@ from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
-from ofq_deploy.model.frozen import Architecture, load_frozen
+from ofq_deploy.model.frozen import load_frozen
+from ofq_deploy.model.vit import Vit
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runner import Arrays, Metadata, Runner
@@ -147,7 +148,7 @@ def test_verdicts() -> None:
 # The arithmetic.
 
 
-def by_hand(a: Architecture, is_qkr: bool, last_rows: int) -> int:
+def by_hand(a: Vit, is_qkr: bool, last_rows: int) -> int:
     """MACs per image of a vision transformer whose last block computes `last_rows` rows."""
     count = a.patches * a.channels * a.patch_size**2 * a.dim + a.prefix * a.dim * a.classes
     for rows in [*[a.tokens] * (a.depth - 1), last_rows]:
@@ -162,7 +163,7 @@ def by_hand(a: Architecture, is_qkr: bool, last_rows: int) -> int:
 
 
 def test_deit_tiny_by_hand() -> None:
-    tiny = Architecture(224, 3, 16, 192, 12, 3, 768, 1000, 2, True, 1e-6)
+    tiny = Vit(224, 3, 16, 192, 12, 3, 768, 1000, 2, True, 1e-6)
 
     assert by_hand(tiny, False, tiny.tokens) == 1_261_003_776
 

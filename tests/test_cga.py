@@ -1,4 +1,4 @@
-"""Confidence-guided annealing: only undecided weights move (methods.md 1.5 and 1.10)."""
+"""Confidence-guided annealing: only undecided weights move."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from ofq_deploy.model.grids import code_range
 from ofq_deploy.recipe import Annealing, Quantization
-from ofq_deploy.train.cga import annealed_layers, annealed_step, start_annealing
 from ofq_deploy.train.convert import calibrate, convert
-from ofq_deploy.train.quantizers import LsqWeight, StatsQ, statsq_units
+from ofq_deploy.train.methods.annealing import ConfidenceGuided, annealed_layers
+from ofq_deploy.train.quantizers import LsqWeight, StatsQ, WeightQuantizer, statsq_units
 from tests.strategies import random_images, small_vit
 
 RANGE = 0.05  # wide, so that small layers have enough undecided weights
@@ -17,7 +17,7 @@ CONFIGS = [
 ]
 
 
-def undecided(weight: Tensor, quantizer: StatsQ | LsqWeight, boundary_range: float = RANGE) -> Tensor:
+def undecided(weight: Tensor, quantizer: WeightQuantizer, boundary_range: float = RANGE) -> Tensor:
     """The definition: within the range of k + 1/2 for a code k that has a neighbour above."""
     low, high = code_range(quantizer.grid, quantizer.bits)
     units = statsq_units(weight, quantizer.bits)[0] if isinstance(quantizer, StatsQ) else weight / quantizer.step
@@ -43,14 +43,19 @@ def backward(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> N
     model(random_images(seed=seed)).square().sum().backward()
 
 
+def anneal(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """One step after backward; returns the share of the weights that could move."""
+    return ConfidenceGuided(Annealing(boundary_range=RANGE)).step(model, optimizer)["trainable_share"]
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_frozen_weights_keep_their_bits_and_undecided_ones_move(config):
     model, optimizer = trained(config)
-    layers = list(annealed_layers(model))
-    before = [(layer.weight.clone(), undecided(layer.weight.detach(), layer.weight_quant)) for layer in layers]
+    layers = annealed_layers(model)
+    before = [(layer.weight.clone(), undecided(layer.weight.detach(), layer.quantizer)) for layer in layers]
     others = {name: p.clone() for name, p in model.named_parameters() if all(p is not layer.weight for layer in layers)}
     backward(model, optimizer, 7)
-    share = annealed_step(model, optimizer, RANGE)
+    share = anneal(model, optimizer)
 
     assert len(layers) == 4
     for layer, (old, mask) in zip(layers, before, strict=True):
@@ -69,7 +74,7 @@ def test_the_mask_is_made_anew_in_every_step(config):
         masks.append(undecided(layer.weight.detach(), layer.weight_quant))
         old = layer.weight.detach().clone()
         backward(model, optimizer, seed)
-        annealed_step(model, optimizer, RANGE)
+        anneal(model, optimizer)
 
         assert torch.equal(masks[-1], layer.weight != old)
     assert not torch.equal(masks[0], masks[1])
@@ -81,14 +86,14 @@ def test_a_layer_without_gradient_stays():
     backward(model, optimizer, 7)
     layer = model.blocks[0].mlp.fc2
     layer.weight.grad, old = None, layer.weight.detach().clone()
-    annealed_step(model, optimizer, RANGE)
+    anneal(model, optimizer)
 
     assert torch.equal(old, layer.weight)
 
 
 def product_gradients(model: nn.Module, qk: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The product with its gradient, the query's gradient and the logits under one setting of `qk`."""
-    start_annealing(model, Annealing(boundary_range=RANGE, qk=qk))  # type: ignore[arg-type]
+    ConfidenceGuided(Annealing(boundary_range=RANGE, qk=qk)).start(model)  # type: ignore[arg-type]
     attention, seen = model.blocks[0].attn, []
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -121,11 +126,11 @@ def test_mask_limits_the_gradient_of_the_product_and_free_does_not():
 
 def test_query_and_key_train_on_under_free():
     model, optimizer = trained(CONFIGS[0])
-    start_annealing(model, Annealing(boundary_range=RANGE, qk="free"))
+    ConfidenceGuided(Annealing(boundary_range=RANGE, qk="free")).start(model)
     attention = model.blocks[0].attn
     query, key = attention.query.clone(), attention.key.clone()
     backward(model, optimizer, 7)
-    annealed_step(model, optimizer, RANGE)
+    anneal(model, optimizer)
 
     assert (query != attention.query).all()
     assert (key != attention.key).all()

@@ -4,6 +4,7 @@ import io
 
 import pytest
 import torch
+from timm.layers import HybridEmbed
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
@@ -120,10 +121,18 @@ def test_replacements_are_reported():
     qk = convert(small_vit(distilled=True), Quantization(attention="qk"))[1]
     common = {Replacement(path, "Linear", "QuantLinear") for path in linear}
     common |= {Replacement("patch_embed.proj", "Conv2d", "QuantPatchEmbedding")}
+    common |= {Replacement("blocks.0", "Block", "QuantBlock"), Replacement("blocks.0.mlp", "Mlp", "QuantMlp")}
     qkv = Replacement("blocks.0.attn.qkv", "Linear", "QuantLinear")
 
     assert common | {Replacement("blocks.0.attn", "Attention", "QkrAttention")} == set(qkr)
     assert common | {Replacement("blocks.0.attn", "Attention", "QkAttention"), qkv} == set(qk)
+
+
+def hybrid_stem(**sizes: object) -> nn.Module:
+    """timm's stem of a convolutional network; it lacks attributes that a patch embedding has."""
+    backbone = nn.Conv2d(1, 8, 3, padding=1)
+    backbone.num_features = 8
+    return HybridEmbed(backbone, feature_size=(16, 16), **sizes)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +159,8 @@ def test_replacements_are_reported():
         ({"img_size": (16, 32)}, "square"),
         ({"patch_size": (4, 8)}, "square"),
         ({"mlp_layer": vision_transformer.SwiGLU}, "SwiGLU"),
+        ({"attn_layer": "diff"}, "DiffAttention"),
+        ({"embed_layer": hybrid_stem}, "a convolutional stem"),
         ({"block_fn": vision_transformer.ResPostBlock}, "ResPostBlock"),
         ({"block_fn": vision_transformer.ParallelScalingBlock}, "ParallelScalingBlock"),
     ],

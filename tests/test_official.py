@@ -30,10 +30,10 @@ from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.proof.golden import compare_golden, load_golden
-from ofq_deploy.train import unpickle
 from ofq_deploy.train.freeze import freeze
-from ofq_deploy.train.official import load_official
 from ofq_deploy.train.reference import weight_units
+from ofq_deploy.train.sources import unpickle
+from ofq_deploy.train.sources.official import load_official
 from tests.official_mini import DEPTH, DIM, Bits, State, checkpoint, edited, golden, sample_images, without_steps
 from tests.test_schemas import check
 

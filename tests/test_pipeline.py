@@ -114,7 +114,7 @@ def test_float_baseline_computes_the_teacher(tiny_run: Path, tmp_path: Path) -> 
     import torch
     from safetensors.torch import load_file
 
-    from ofq_deploy.train.models import build_model
+    from ofq_deploy.train.sources.models import build_model
 
     recipe = load_recipe(tiny_run / "recipe.toml")
     teacher = build_model(recipe.model, 1, 10).eval()

@@ -19,7 +19,7 @@ from ofq_deploy.errors import ModelError, OfqError
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Model
 from ofq_deploy.train.convert import quantizers_off
-from ofq_deploy.train.pretrained import load_pretrained, model_of
+from ofq_deploy.train.sources.timm_weights import load_pretrained, model_of
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 1000}
 

@@ -1,4 +1,4 @@
-"""The quantizers against their definitions, worked numbers and invariants (methods.md 0 to 1.2 and 1.10)."""
+"""The quantizers against their definitions, worked numbers and invariants."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def lsq(bits: int, grid: str, step: float, elements: int = 8) -> LsqQuantizer:
 
 
 def statsq_by_definition(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes and values as methods.md 0.3 writes them, rows of (almost) zeros kept finite."""
+    """Codes and values as the paper writes them, rows of (almost) zeros kept finite."""
     n = 2 ** (bits - 1)
     scale = (2 * weight.abs().mean(1, keepdim=True)).clamp(min=1e-12)
     codes = torch.round(n * torch.clamp(weight / scale, -1, 1 - 1e-6) - 0.5).clamp(-n, n - 1)

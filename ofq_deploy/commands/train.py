@@ -35,10 +35,11 @@ def train_run(
     import torch
     from safetensors.torch import save
 
+    from ofq_deploy.train.evaluation import top1
     from ofq_deploy.train.freeze import freeze as freeze_model
-    from ofq_deploy.train.loop import top1, train_student
-    from ofq_deploy.train.pretrained import model_of, read_weights
-    from ofq_deploy.train.teacher import float_teacher
+    from ofq_deploy.train.loop.student import train_student
+    from ofq_deploy.train.loop.teacher import float_teacher
+    from ofq_deploy.train.sources.timm_weights import model_of, read_weights
 
     device = _device(device)
     weights = None
@@ -91,11 +92,11 @@ def import_run(
     from ofq_deploy.data import imagenet
     from ofq_deploy.data.datasets import folder_preprocessing
     from ofq_deploy.train.freeze import freeze as freeze_model
-    from ofq_deploy.train.official import load_official
-    from ofq_deploy.train.unpickle import read_checkpoint
+    from ofq_deploy.train.sources.official import load_official
+    from ofq_deploy.train.sources.unpickle import read_checkpoint
 
     official = load_official(read_checkpoint(source, ema), weight_bits, act_bits)
-    classes = official.model.head.weight.shape[0]
+    classes = len(official.latent["head.bias"])
     known = classes == imagenet.CLASSES == len(imagenet.names())
     labels = imagenet.names() if known else tuple(map(str, range(classes)))
     how = folder_preprocessing(official.base.image_size)
@@ -127,7 +128,7 @@ def _training_data(recipe: Recipe, weights: Any) -> "Dataset":
     data = load_dataset(recipe.data, size)
     if weights is None:
         return data
-    from ofq_deploy.train.pretrained import channels_of, classes_of
+    from ofq_deploy.train.sources.timm_weights import channels_of, classes_of
 
     if channels_of(weights) != data.preprocessing.channels:
         raise ModelError(

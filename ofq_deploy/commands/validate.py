@@ -104,9 +104,7 @@ def test_split(found: Subject, frozen: Frozen, data: str | None, classes: Classe
     chosen = data or (found.run.recipe.data if found.run else "")
     if not chosen:
         raise DataError("the run does not name its data; pass --data NAME|PATH")
-    return chosen, load_dataset(
-        chosen, frozen.architecture.image_size, frozen.preprocessing, classes or frozen.labels
-    ).test
+    return chosen, load_dataset(chosen, frozen.graph.image[1], frozen.preprocessing, classes or frozen.labels).test
 
 
 def _prove(
@@ -148,9 +146,7 @@ def _export_again(found: Subject, frozen: Frozen) -> Any:
 
 
 def _free_images(frozen: Frozen, least: int, most: int) -> int:
-    a = frozen.architecture
-    products = a.depth * a.tokens * a.dim * (4 * a.dim + 2 * a.hidden)
-    return min(most, max(least, int(FREE_RUN_BUDGET / products)))
+    return min(most, max(least, int(FREE_RUN_BUDGET / frozen.graph.macs())))
 
 
 def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import FrozenFileError, OfqError
 from ofq_deploy.files import replacing
+from ofq_deploy.model.architecture import Architecture, Coding
+from ofq_deploy.model.families import decode_architecture, encode_architecture
 from ofq_deploy.model.graph import Graph, array_shapes, decode_graph, encode_graph
 from ofq_deploy.model.grids import Grid, code_range
 from ofq_deploy.model.nodes import Granularity, Linear, Quantize
-from ofq_deploy.model.vit import Architecture, coding_table, quantized_graph
 from ofq_deploy.recipe import Quantization
 
 FORMAT = 2
@@ -78,6 +79,7 @@ class CodedLinear:
 class Frozen:
     """A frozen model.
 
+    architecture: the sizes that the network was made from; the float model is made from them too
     graph:  the network
     hashes: sha256 of what it was frozen from, by file name
     arrays: name -> array; names are torch's paths
@@ -127,7 +129,7 @@ def frozen_bytes(frozen: Frozen) -> bytes:
 
     header = {
         "format": FORMAT,
-        "architecture": asdict(frozen.architecture),
+        "architecture": encode_architecture(frozen.architecture),
         "graph": encode_graph(frozen.graph),
         "quantization": asdict(frozen.quantization),
         "preprocessing": asdict(frozen.preprocessing),
@@ -169,7 +171,7 @@ def load_frozen(path: str | Path) -> Frozen:
         formats = " and ".join(map(str, READ_FORMATS))
         raise FrozenFileError(f"{path} has frozen format {version}, this version reads {formats}; freeze the run again")
     try:
-        architecture = msgspec.convert(header["architecture"], Architecture)
+        architecture = decode_architecture(header["architecture"])
         quantization = msgspec.convert(header["quantization"], Quantization)
         frozen = Frozen(
             architecture=architecture,
@@ -190,8 +192,8 @@ def load_frozen(path: str | Path) -> Frozen:
 
 def _graph_of_tables(architecture: Architecture, quantization: Quantization, header: dict[str, Any]) -> Graph:
     """The network of a file of format 1, which had tables of quantizers and linears; ValueError where they are wrong."""
-    tables = coding_table(header["quantizers"]), coding_table(header["linears"])
-    graph = quantized_graph(architecture, quantization, *tables)
+    tables = [msgspec.convert(header[kind], dict[str, Coding]) for kind in ("quantizers", "linears")]
+    graph = architecture.graph(quantization, *tables)
     for name, node in graph.quantizers.items():
         if header["quantizers"][name] != {"grid": node.grid, "bits": node.bits, "folded": node.folded}:
             raise ValueError(f"the entry of {name} is {header['quantizers'][name]}")

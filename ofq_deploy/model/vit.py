@@ -1,19 +1,16 @@
-"""The pre-norm vision transformer as a list of nodes: its forward pass, written once for codes and floats."""
+"""timm's pre-norm vision transformer as a list of nodes: its forward pass, written once for codes and floats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from ofq_deploy.model.architecture import Coding, Codings, Floats
 from ofq_deploy.model.graph import Graph
-from ofq_deploy.model.grids import MAX_BITS, Grid
+from ofq_deploy.model.grids import MAX_BITS
 from ofq_deploy.model.nodes import (
     Add,
     AnyNode,
-    Bits,
     Concat,
     Constant,
     Gelu,
@@ -35,11 +32,10 @@ from ofq_deploy.model.nodes import (
 from ofq_deploy.recipe import Quantization
 
 HEADS = ("head", "head_dist")
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class Vit:
     """The sizes of a pre-norm vision transformer."""
 
     image_size: int
@@ -87,64 +83,54 @@ class Architecture:
         """Names of the heads; their sum is the output."""
         return HEADS[: self.prefix]
 
+    def graph(self, quantization: Quantization, quantizers: Codings, linears: Codings) -> Graph:
+        """The network on codes. The last block computes only the rows that the heads read.
 
-class Coding(msgspec.Struct, frozen=True):
-    """On which grid a tensor's codes lie, and in how many bits."""
+        Raises ValueError for tables that lack a name or have one too many.
+        """
+        graph = _Builder(self, quantization, quantizers, linears).graph()
+        for kind, table, named in (("quantizers", quantizers, graph.quantizers), ("linears", linears, graph.linears)):
+            strangers = sorted(set(table) - set(named))
+            if strangers:
+                raise ValueError(f"the {kind} add {', '.join(strangers[:3])}")
+        return graph
 
-    grid: Grid
-    bits: Bits
+    def float_graph(self) -> Graph:
+        """The same network with its quantizers off: q, k and v apart, all rows of the last block."""
+        return _Builder(self, None, {}, {}).graph()
 
+    def float_arrays(self, weights: Mapping[str, Floats]) -> dict[str, Floats]:
+        """timm's tensors of the float model as the arrays of `float_graph`.
 
-Codings = Mapping[str, Coding]  # by the name of a quantizer or linear
+        The attention's scale is in the weights of q, the mean of two heads in theirs. Raises KeyError for a missing tensor.
+        """
+        arrays = {name: value for name, value in weights.items() if "norm" in name}
+        arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(self.dim, -1)
+        arrays["patch_embed.bias"] = weights["patch_embed.proj.bias"]
+        position = weights["pos_embed"]
+        arrays["patch_embed.position"] = position[0, self.prefix :]
+        tokens = [weights[name] for name in ("cls_token", "dist_token")[: self.prefix]]
+        arrays["tokens"] = (np.concatenate(tokens, axis=1) + position[:, : self.prefix])[0]
+        for block in range(self.depth):
+            arrays |= self._block_arrays(f"blocks.{block}", weights)
+        share = np.float32(1 / len(self.classifiers))
+        for head in self.classifiers:
+            arrays |= {f"{head}.{part}": share * weights[f"{head}.{part}"] for part in ("weight", "bias")}
+        return arrays
 
-
-def quantized_graph(a: Architecture, quantization: Quantization, quantizers: Codings, linears: Codings) -> Graph:
-    """The network on codes. The last block computes only the rows that the heads read.
-
-    Raises ValueError for sizes that do not fit together, and for tables that lack a name or have one too many.
-    """
-    builder = _Builder(a, quantization, dict(quantizers), dict(linears))
-    graph = builder.graph()
-    for kind, table, named in (("quantizers", quantizers, graph.quantizers), ("linears", linears, graph.linears)):
-        strangers = sorted(set(table) - set(named))
-        if strangers:
-            raise ValueError(f"the {kind} add {', '.join(strangers[:3])}")
-    return graph
-
-
-def float_graph(a: Architecture) -> Graph:
-    """The same network with its quantizers off: q, k and v apart, all rows of the last block."""
-    return _Builder(a, None, {}, {}).graph()
-
-
-def float_arrays(a: Architecture, weights: Mapping[str, Floats]) -> dict[str, Floats]:
-    """timm's tensors of the float model as the arrays of `float_graph`, float32.
-
-    The attention's scale is in the weights of q, the mean of two heads in theirs. Raises KeyError for a missing tensor.
-    """
-    arrays = {name: value for name, value in weights.items() if "norm" in name}
-    arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(a.dim, -1)
-    arrays["patch_embed.bias"] = weights["patch_embed.proj.bias"]
-    position = weights["pos_embed"]
-    arrays["patch_embed.position"] = position[0, a.prefix :]
-    tokens = [weights[name] for name in ("cls_token", "dist_token")[: a.prefix]]
-    arrays["tokens"] = (np.concatenate(tokens, axis=1) + position[:, : a.prefix])[0]
-    factor = np.ones((3, a.dim), dtype=np.float32)
-    factor[0] = a.head_dim**-0.5
-    for block in range(a.depth):
-        attn = f"blocks.{block}.attn"
+    def _block_arrays(self, block: str, weights: Mapping[str, Floats]) -> dict[str, Floats]:
+        names = [
+            f"{block}.{layer}.{part}" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2") for part in ("weight", "bias")
+        ]
+        arrays = {name: weights[name] for name in names}
+        factor = np.ones((3, 1), dtype=np.float32)
+        factor[0] = self.head_dim**-0.5
         for part in ("weight", "bias"):
-            if part == "weight" or f"{attn}.qkv.bias" in weights:
-                rows = weights[f"{attn}.qkv.{part}"].reshape(3, a.dim, -1) * factor[:, :, None]
-                arrays |= {f"{attn}.{name}.{part}": rows[i].reshape(a.dim, -1) for i, name in enumerate("qkv")}
-            for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
-                name = f"blocks.{block}.{layer}.{part}"
-                arrays[name] = weights[name]
-    share = np.float32(1 / len(a.classifiers))
-    arrays |= {
-        f"{head}.{part}": share * weights[f"{head}.{part}"] for head in a.classifiers for part in ("weight", "bias")
-    }
-    return {name: value.ravel() if name.endswith(".bias") else value for name, value in arrays.items()}
+            whole = weights.get(f"{block}.attn.qkv.{part}") if part == "bias" else weights[f"{block}.attn.qkv.{part}"]
+            if whole is not None:
+                rows = (whole.reshape(3, -1) * factor).reshape(3, self.dim, *whole.shape[1:])
+                arrays |= {f"{block}.attn.{name}.{part}": row for name, row in zip("qkv", rows, strict=True)}
+        return arrays
 
 
 class _Builder:
@@ -152,10 +138,10 @@ class _Builder:
 
     def __init__(
         self,
-        a: Architecture,
+        a: Vit,
         quantization: Quantization | None,
-        quantizers: dict[str, Coding],
-        linears: dict[str, Coding],
+        quantizers: Codings,
+        linears: Codings,
     ) -> None:
         self.a, self.quantization, self.quantizers, self.linears = a, quantization, quantizers, linears
         self.nodes: list[AnyNode] = []
@@ -280,12 +266,7 @@ class _Builder:
         return node.output
 
 
-def _entry(table: dict[str, Coding], name: str, kind: str) -> Coding:
+def _entry(table: Codings, name: str, kind: str) -> Coding:
     if name not in table:
         raise ValueError(f"the {kind} lack {name}")
     return table[name]
-
-
-def coding_table(table: Any) -> dict[str, Coding]:
-    """Names with {"grid", "bits"}, as format 1 kept them; ValueError for any other entry."""
-    return msgspec.convert(table, dict[str, Coding])

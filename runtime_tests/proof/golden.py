@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import DataError
 from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.model.vit import Vit
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import RUNTIME_TIE, TORCH_TIE
 from ofq_deploy.runtime_tests.proof import oracle
@@ -119,7 +120,7 @@ def compare_golden(
     weight_units: float64 [out, in] by linear: where each latent weight lies on the code axis
     Raises DataError, naming the array, when the golden file is of another architecture or form.
     """
-    a = frozen.architecture
+    a = _sizes(frozen)
     _check(frozen, golden)
     weights = [_compare_weight(frozen, golden, key, name, weight_units) for key, name in _present(golden, WEIGHTS)]
     activations, floats = _compare_forced(frozen, golden)
@@ -149,6 +150,13 @@ def compare_golden(
         "passed": not faults,
         "faults": faults,
     }
+
+
+def _sizes(frozen: Frozen) -> Vit:
+    """OFQ's official code trains DeiT alone."""
+    if not isinstance(frozen.architecture, Vit):
+        raise DataError("golden data of OFQ's official code are of a DeiT, which this run's model is not")
+    return frozen.architecture
 
 
 def _check(frozen: Frozen, golden: Golden) -> None:
@@ -187,7 +195,7 @@ def _check_values(name: str, values: NDArray[Any], shape: tuple[int, ...], kind:
 
 def _shapes(frozen: Frozen, images: int) -> dict[str, tuple[int, ...]]:
     """The arrays that a golden file of this model can hold."""
-    a = frozen.architecture
+    a = _sizes(frozen)
     codes = {
         key: _layout_shape(key, frozen.graph.shapes[frozen.quantizers[name].output], frozen)
         for key, name in ACTIVATIONS.items()
@@ -208,7 +216,7 @@ def _shapes(frozen: Frozen, images: int) -> dict[str, tuple[int, ...]]:
 
 def _layout_shape(key: str, shape: tuple[int, ...], frozen: Frozen) -> tuple[int, ...]:
     """The shape of one image's codes in a golden file, where every token is computed; ours have the shape `shape`."""
-    a = frozen.architecture
+    a = _sizes(frozen)
     if key in ("q", "k"):
         return (a.heads, a.tokens, a.head_dim)
     if key == "z":
@@ -259,7 +267,7 @@ def _compare_forced(frozen: Frozen, golden: Golden) -> tuple[list[dict[str, Any]
     }
     trace = oracle.Trace(forced=dict(forced))
     first, last = (golden["blocks"][index].astype(np.float64) for index in (0, -1))
-    network, end = frozen.graph, f"blocks.{frozen.architecture.depth - 1}.output"
+    network, end = frozen.graph, f"blocks.{_sizes(frozen).depth - 1}.output"
     for nodes, x in (
         (network.between("image", "embedding"), golden["images"].astype(np.float64)),
         (network.part("blocks.0"), first),

@@ -10,8 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.model.frozen import Frozen
-from ofq_deploy.model.nodes import Linear, Product
-from ofq_deploy.model.vit import Architecture
+from ofq_deploy.model.nodes import Gelu, LayerNorm, Linear, Product
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runtime_tests.proof.parity import TIE_SHARE
 from ofq_deploy.runtime_tests.runners import cuda
@@ -68,7 +67,7 @@ class Lane:
 
 def block_products(frozen: Frozen) -> tuple[Shape, ...]:
     """The matrix products of one block, in the sizes of the model: those with weights, then those of codes alone."""
-    network, tokens = frozen.graph, frozen.architecture.tokens
+    network, tokens = frozen.graph, _input_shape(frozen)[0]
     nodes = [(node.name.removeprefix(f"{BLOCK}."), node) for node in network.part(BLOCK)]
     weights = [
         Shape(name, 1, 1, tokens, node.width, node.inputs_width, True)
@@ -162,13 +161,13 @@ def _time_product(shape: Shape, batch: int, multiply: Multiply, device: str, run
 def _time_block(frozen: Frozen, batch: int, multiply: Multiply, device: str, run: Run) -> dict[str, Any]:
     import torch
 
-    a, generator = frozen.architecture, torch.Generator().manual_seed(0)
-    inputs = [torch.randn(batch, a.tokens, a.dim, generator=generator).to(device) for _ in range(cuda.SLOTS)]
-    checked = torch.randn(CHECKED_IMAGES, a.tokens, a.dim, generator=generator).to(device)
+    shape, generator = _input_shape(frozen), torch.Generator().manual_seed(0)
+    inputs = [torch.randn(batch, *shape, generator=generator).to(device) for _ in range(cuda.SLOTS)]
+    checked = torch.randn(CHECKED_IMAGES, *shape, generator=generator).to(device)
     forms: dict[str, tuple[Callable[..., torch.Tensor], list[torch.Tensor]]] = {}
     for name in FLOATS:
         dtype = getattr(torch, name)
-        forms[name] = (_float_block(a, dtype, device), [x.to(dtype) for x in inputs])
+        forms[name] = (_float_block(frozen, dtype, device), [x.to(dtype) for x in inputs])
     skipped, wrong = {}, {}
     for name, own in multiply.items():
         shapes = [shape for shape in block_products(frozen) if shape.constant and name == INT_MM]
@@ -274,17 +273,27 @@ def _triton(device: str) -> Multiply:
     return {TRITON: triton_int8.product}
 
 
-def _float_block(a: Architecture, dtype: "torch.dtype", device: str) -> "torch.nn.Module":
+def _input_shape(frozen: Frozen) -> tuple[int, ...]:
+    """[tokens, dim] of the block"""
+    return frozen.graph.shapes[frozen.graph.part(BLOCK)[0].inputs[0]]
+
+
+def _float_block(frozen: Frozen, dtype: "torch.dtype", device: str) -> "torch.nn.Module":
     """torch's own pre-norm block of the same sizes with random weights: its speed does not depend on them."""
     import torch
 
+    network = frozen.graph
+    (_, dim), block_nodes = _input_shape(frozen), network.part(BLOCK)
+    heads = next(network.shapes[node.output][0] for node in block_nodes if isinstance(node, Product))
+    hidden = next(network.shapes[node.output][-1] for node in block_nodes if isinstance(node, Gelu))
+    epsilon = next(node.epsilon for node in block_nodes if isinstance(node, LayerNorm))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         block = torch.nn.TransformerEncoderLayer(
-            *(a.dim, a.heads, a.hidden),
+            *(dim, heads, hidden),
             dropout=0.0,
             activation="gelu",
-            layer_norm_eps=a.epsilon,
+            layer_norm_eps=epsilon,
             batch_first=True,
             norm_first=True,
         )

@@ -1,45 +1,15 @@
-"""The quantizers: StatsQ and LSQ for weights, LSQ with learned shifts for activations.
+"""LSQ with a learned step: on activations with learned shifts, on weights with one step per row."""
 
-Every quantizer has one function that makes codes; training, freezing and tests all call it. The value is
-built as code * step, never by straight-through arithmetic, so `dequantize(codes)` and the value that the
-network sees are the same bits. Gradients are custom functions: LSQ keeps its raw input (its step gradient
-needs the residual `code - input / step`, which codes or masks do not hold), StatsQ keeps nothing.
-
-Sources: StatsQ is OFQ (ICML 2023) section 4.1; LSQ is Esser et al. (ICLR 2020), with OFQ's start values.
-"""
-
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ofq_deploy.model.grids import Grid, code_range
+from ofq_deploy.train.quantizers.coded import Coded
+from ofq_deploy.train.quantizers.weight import WeightQuantizer
 
 STEP_FLOOR = 1e-5  # a step at or below it acts as it; the parameter itself still learns
-DEAD_ROW_SCALE = 1e-12  # StatsQ's scale of a row of zeros
-
-
-@dataclass(frozen=True, slots=True)
-class Coded:
-    """A quantized tensor as integers.
-
-    codes: int8 or, on an unsigned 8-bit grid, int16, in the shape of the input
-    step:  float, broadcastable to codes
-    zero:  float, broadcastable: the value is codes * step + zero (an activation's shift after), or for grid
-           "half" (2 * codes + 1) * step
-    grid:  which codes are legal
-    """
-
-    codes: Tensor
-    step: Tensor
-    zero: Tensor
-    grid: Grid
-
-    def dequantize(self) -> Tensor:
-        """The value that the network sees, bit for bit."""
-        units = self.codes.to(self.step.dtype)
-        return (units * 2 + 1 if self.grid == "half" else units) * self.step + self.zero
 
 
 def lsq_codes(x: Tensor, step: Tensor, low: int, high: int, before: Tensor | None = None) -> Tensor:
@@ -113,12 +83,11 @@ class LsqQuantizer(nn.Module):
         *,
         before: tuple[int, ...] | None = None,
         after: tuple[int, ...] | None = None,
-        start_factor: float | None = None,
         reference_batch: int = 1,
     ) -> None:
         super().__init__()
         self.bits, self.enabled, self.calibrating = bits, True, False
-        self.start_factor = start_factor or (4.0 if grid == "unsigned" else 2.0)
+        self.start_factor = 4.0 if grid == "unsigned" else 2.0
         self.elements = elements_per_step * reference_batch
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
         self.register_buffer("signed", torch.zeros((), dtype=torch.bool))
@@ -171,102 +140,24 @@ def _restore_grid(quantizer: nn.Module, _: Any) -> None:
     quantizer.set_grid("signed" if quantizer.signed else "unsigned")
 
 
-class StatsQFunction(torch.autograd.Function):
-    """StatsQ's value; the gradient passes to every weight, or only near a threshold when a range is given."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, bits: int, boundary_range: float | None) -> Tensor:
-        ctx.bits, ctx.boundary_range = bits, boundary_range
-        if boundary_range is not None:
-            ctx.save_for_backward(weight)
-        codes, step = statsq_codes(weight, bits)
-        return (codes * 2 + 1).to(weight.dtype) * step.to(weight.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.boundary_range is not None:
-            grad = grad * near_threshold(statsq_units(ctx.saved_tensors[0], ctx.bits)[0], ctx.bits, ctx.boundary_range)
-        return grad, None, None
-
-
-def statsq_units(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Where each weight lies on the code axis, and the step of each row.
-
-    weight:  float [rows, columns]; always read as float32, so that a float64 model has the same codes
-    returns: units float32 [rows, columns], code = round(units); step float32 [rows, 1] = S / (2 n),
-             S = 2 mean|w| of the row, n = 2**(bits - 1)
-    """
-    half = 2 ** (bits - 1)
-    weight = weight.float()
-    row_scale = (2 * weight.abs().mean(-1, keepdim=True)).clamp_min(DEAD_ROW_SCALE)
-    return (weight / row_scale).clamp_(-1, 1 - 1e-6).mul_(half).sub_(0.5), row_scale / (2 * half)
-
-
-def statsq_codes(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Codes float32 [rows, columns] and step float32 [rows, 1]; the weight is (2 * code + 1) * step."""
-    units, step = statsq_units(weight, bits)
-    return units.round_().clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1), step
-
-
-def near_threshold(units: Tensor, bits: int, boundary_range: float) -> Tensor:
-    """Bool: lies within `boundary_range` codes of a threshold between two legal codes (OFQ section 4.3)."""
-    threshold = (units - 0.5).round() + 0.5
-    low, high = code_range("signed", bits)
-    return ((units - threshold).abs() <= boundary_range) & (threshold > low) & (threshold < high)
-
-
-class StatsQ(nn.Module):
-    """StatsQ on a weight [rows, columns]: no parameters, the scale is twice the row's mean magnitude."""
-
-    grid: Grid = "half"
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        code_range(self.grid, bits)  # refuses widths without a grid
-        self.bits, self.enabled = bits, True
-        self.boundary_range: float | None = None  # set while CGA masks the gradient inside the quantizer
-
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}"
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return StatsQFunction.apply(weight, self.bits, self.boundary_range) if self.enabled else weight
-
-    def coded(self, weight: Tensor) -> Coded:
-        codes, step = statsq_codes(weight.detach(), self.bits)
-        return Coded(codes.to(torch.int8), step, torch.zeros_like(step), "half")
-
-    def trainable(self, weight: Tensor, boundary_range: float) -> Tensor:
-        """Bool [rows, columns]: the weights that confidence-guided annealing leaves free."""
-        return near_threshold(statsq_units(weight.detach(), self.bits)[0], self.bits, boundary_range)
-
-
-class LsqWeight(nn.Module):
+class LsqWeight(WeightQuantizer):
     """LSQ on a weight [rows, columns] with one learned step per row."""
 
-    grid: Grid = "signed"
+    grid: ClassVar[Grid] = "signed"
 
     def __init__(self, bits: int, weight: Tensor) -> None:
-        super().__init__()
-        self.bits, self.enabled = bits, True
-        self.low, self.high = code_range("signed", bits)
+        super().__init__(bits)
         self.gradient_scale = (self.high * weight.shape[1]) ** -0.5
         start = 2 * weight.detach().abs().mean(1, keepdim=True) / self.high**0.5
         self.step = nn.Parameter(start.clamp_min(STEP_FLOOR))
 
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}"
-
-    def forward(self, weight: Tensor) -> Tensor:
-        if not self.enabled:
-            return weight
+    def quantized(self, weight: Tensor) -> Tensor:
         return LsqFunction.apply(weight, self.step, None, None, self.low, self.high, self.gradient_scale)
 
     def coded(self, weight: Tensor) -> Coded:
         step = self.step.detach().clamp_min(STEP_FLOOR)
         codes = lsq_codes(weight.detach(), step, self.low, self.high)
-        return Coded(codes.to(torch.int8), step, torch.zeros_like(step), "signed")
+        return Coded(codes.to(torch.int8), step, torch.zeros_like(step), self.grid)
 
-    def trainable(self, weight: Tensor, boundary_range: float) -> Tensor:
-        units = weight.detach() / self.step.detach().clamp_min(STEP_FLOOR)
-        return near_threshold(units, self.bits, boundary_range)
+    def units(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return weight.detach().to(dtype) / self.step.detach().to(dtype).clamp_min(STEP_FLOOR)

@@ -1,7 +1,6 @@
 """The float models that recipes name, and their weights on disk."""
 
 from pathlib import Path
-from typing import Any
 
 import timm
 from safetensors import SafetensorError
@@ -38,7 +37,7 @@ def build_model(config: Model, channels: int, classes: int) -> nn.Module:
         raise ModelError(f"model {config.name!r} cannot be built: {error}") from error
 
 
-def load_weights(model: Any, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file whose tensors are exactly the model's; nothing is unpickled.
 
     Raises ModelError for a file that is cut, or naming keys that are missing, unknown or of another shape.
@@ -47,8 +46,10 @@ def load_weights(model: Any, path: Path) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a whole safetensors file ({error})") from error
-    own = model.state_dict()
-    wrong = sorted(set(own) ^ set(state)) or sorted(key for key in own if own[key].shape != state[key].shape)
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(state)) or [
+        name for name, value in sorted(expected.items()) if value.shape != state[name].shape
+    ]
     if wrong:
         raise ModelError(f"{path} does not fit the model: {', '.join(wrong[:3])} missing, unknown or of another shape")
     model.load_state_dict(state)

@@ -9,20 +9,20 @@ from torch import Tensor
 from ofq_deploy.recipe import Augmentation
 
 
-def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, config: Augmentation, generator: torch.Generator) -> Tensor:
     """Rotate, scale, shift, mirror and crop each image [batch, channels, height, width] by its own draw."""
     count = len(images)
 
     def draw(limit: float) -> Tensor:
         return (torch.rand(count, generator=generator) * 2 - 1) * limit
 
-    angle, scale = draw(how.rotation), 1 + draw(how.scale)
-    shift_x, shift_y = draw(2 * how.shift), draw(2 * how.shift)  # grid coordinates span 2
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if how.flip else torch.ones(count)
+    angle, scale = draw(config.rotation), 1 + draw(config.scale)
+    shift_x, shift_y = draw(2 * config.shift), draw(2 * config.shift)  # grid coordinates span 2
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if config.flip else torch.ones(count)
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
     width, height = torch.ones(count), torch.ones(count)
-    if how.crop < 1:
-        area = 1 - torch.rand(count, generator=generator) * (1 - how.crop)
+    if config.crop < 1:
+        area = 1 - torch.rand(count, generator=generator) * (1 - config.crop)
         aspect = torch.exp(draw(math.log(4 / 3)))
         width, height = (area * aspect).sqrt().clamp_max(1), (area / aspect).sqrt().clamp_max(1)
         shift_x, shift_y = shift_x + (1 - width) * draw(1.0), shift_y + (1 - height) * draw(1.0)
@@ -30,12 +30,3 @@ def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Te
     rows = torch.cat([left, torch.stack([mirror * sine * width, cosine * height, shift_y], dim=1)], dim=1)
     grid = F.affine_grid(rows.view(count, 2, 3).to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-
-
-def learning_rate(step: int, steps: int, peak: float, warmup: float, final: float) -> float:
-    """Linear from 0 over the first `warmup` share of the steps, then a cosine to the share `final` of the peak."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return peak * (step + 1) / rising
-    progress = (step - rising) / max(1, steps - rising)
-    return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

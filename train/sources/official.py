@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofq_deploy.errors import ModelError
 from ofq_deploy.recipe import Model, Quantization
+from ofq_deploy.train.architectures.vit.attention import QkrAttention
 from ofq_deploy.train.convert import convert
-from ofq_deploy.train.models import build_model
-from ofq_deploy.train.unpickle import Checkpoint
+from ofq_deploy.train.layers import QuantLinear, QuantPatchEmbedding
+from ofq_deploy.train.sources.models import build_model
+from ofq_deploy.train.sources.unpickle import Checkpoint
 
 HEAD_DIM = 64
+QUANTIZED = (QuantLinear, QuantPatchEmbedding)
 CLIP = 2.0  # the official StatsQ's clip value, never trained
 
 
@@ -28,7 +31,7 @@ CLIP = 2.0  # the official StatsQ's clip value, never trained
 class Official:
     """model: the converted model in evaluation mode; base: its float sizes; latent: timm-named float weights"""
 
-    model: Any
+    model: nn.Module
     base: Model
     quantization: Quantization
     latent: dict[str, Tensor]
@@ -240,16 +243,20 @@ def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> di
     return own
 
 
-def _check_rows(model: Any) -> None:
+def _check_rows(model: nn.Module) -> None:
     """StatsQ has no scale for a row of zeros."""
-    for name, module in model.named_modules():
-        weights = {f"{name}.weight": module.weight} if hasattr(module, "weight_quant") else {}
-        if hasattr(module, "product_quant"):
-            weights = {f"{name}.q.weight^T {name}.k.weight": module.product()}
-        for key, weight in weights.items():
-            dead = (weight.detach().flatten(1) == 0).all(1).nonzero().flatten().tolist()
-            if dead:
-                raise ModelError(f"{key} has rows of zeros ({dead[:5]}): StatsQ cannot code them")
+    weights = {
+        f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, QUANTIZED)
+    }
+    weights |= {
+        f"{name}.q.weight^T {name}.k.weight": module.product()
+        for name, module in model.named_modules()
+        if isinstance(module, QkrAttention)
+    }
+    for key, weight in weights.items():
+        dead = (weight.detach().flatten(1) == 0).all(1).nonzero().flatten().tolist()
+        if dead:
+            raise ModelError(f"{key} has rows of zeros ({dead[:5]}): StatsQ cannot code them")
 
 
 def _latent(own: dict[str, Tensor], base: Model, attention: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Read a torch checkpoint in a process of its own: `python -m ofq_deploy.train.unpickle CHECKPOINT OUT`.
+"""Read a torch checkpoint in a process of its own: `python -m ofq_deploy.train.sources.unpickle CHECKPOINT OUT`.
 
 torch's weights-only unpickler builds tensors, plain containers and the classes of an explicit list, and refuses
 everything else before it runs. The child writes plain arrays; the parent never unpickles.
@@ -46,7 +46,14 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
         raise ModelError(f"no checkpoint {path}")
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "tensors.safetensors"
-        command = [sys.executable, "-m", "ofq_deploy.train.unpickle", str(path.resolve()), str(out), str(int(ema))]
+        command = [
+            sys.executable,
+            "-m",
+            "ofq_deploy.train.sources.unpickle",
+            str(path.resolve()),
+            str(out),
+            str(int(ema)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == REFUSED:
             raise ModelError(f"{path} {done.stderr.strip().splitlines()[-1]}")

@@ -3,17 +3,16 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofq_deploy.errors import ModelError
 from ofq_deploy.recipe import Model
-from ofq_deploy.train.models import build_model
-from ofq_deploy.train.unpickle import read_checkpoint
+from ofq_deploy.train.sources.models import build_model
+from ofq_deploy.train.sources.unpickle import read_checkpoint
 
 AXES = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
 BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -44,13 +43,13 @@ def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Mod
     """
     for name, axes in AXES.items():
         if name not in weights or weights[name].ndim != axes or not weights[name].numel():
-            found = f"its shape is {tuple(weights[name].shape)}" if name in weights else "it is missing"
-            raise ModelError(f"the weights are of no timm ViT or DeiT: {name} should have {axes} axes, {found}")
+            state = f"its shape is {tuple(weights[name].shape)}" if name in weights else "it is missing"
+            raise ModelError(f"the weights are of no timm ViT or DeiT: {name} should have {axes} axes, {state}")
     if "head.weight" in weights and weights["head.weight"].ndim != 2:
         raise ModelError(f"head.weight has the shape {tuple(weights['head.weight'].shape)}, expected [classes, width]")
-    own = "dist_token" in weights
+    has_distillation = "dist_token" in weights
     position, patch = weights["pos_embed"], weights["patch_embed.proj.weight"].shape[-1]
-    patches, dim = max(0, position.shape[1] - 1 - own), position.shape[-1]
+    patches, dim = max(0, position.shape[1] - 1 - has_distillation), position.shape[-1]
     side = math.isqrt(patches)
     if not patches or side * side != patches:
         raise ModelError(f"the weights have positions for {patches} patches, which is no square image")
@@ -60,7 +59,7 @@ def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Mod
     heads = heads or dim // HEAD_DIM
     if not heads or dim % heads:
         raise ModelError(f"the width {dim} does not divide into heads of {HEAD_DIM}; pass model.dim and model.heads")
-    return Model("deit", own or distilled, side * patch, patch, dim, len(blocks), heads)
+    return Model("deit", has_distillation or distilled, side * patch, patch, dim, len(blocks), heads)
 
 
 def channels_of(weights: Weights) -> int:
@@ -72,7 +71,7 @@ def classes_of(weights: Weights) -> int:
     return len(weights["head.weight"]) if "head.weight" in weights else 0
 
 
-def load_pretrained(weights: Weights, config: Model, classes: int) -> tuple[Any, list[str]]:
+def load_pretrained(weights: Weights, config: Model, classes: int) -> tuple[nn.Module, list[str]]:
     """The float model with these weights, and one sentence for everything that the file did not hold.
 
     config: as `model_of` told it. A distilled model starts from a plain file with the class token, its position
@@ -81,7 +80,7 @@ def load_pretrained(weights: Weights, config: Model, classes: int) -> tuple[Any,
     """
     state, notes = dict(weights), []
     model = build_model(config, channels_of(weights), classes)
-    own = model.state_dict()
+    expected = model.state_dict()
     if config.distilled and "dist_token" not in state:
         state["dist_token"] = state["cls_token"].clone()
         position = state["pos_embed"]
@@ -89,12 +88,12 @@ def load_pretrained(weights: Weights, config: Model, classes: int) -> tuple[Any,
         state |= {f"head_dist.{part}": state[f"head.{part}"] for part in ("weight", "bias") if f"head.{part}" in state}
         notes.append("the file is not distilled: class token, its position and head are copied for the distillation")
     if classes_of(weights) != classes:
-        heads = [name for name in own if name.startswith("head")]
-        state = {name: value for name, value in state.items() if name not in heads} | {
-            name: own[name] for name in heads
-        }
+        anew = {name: value for name, value in expected.items() if name.startswith("head")}
+        state = {name: value for name, value in state.items() if name not in anew} | anew
         notes.append(f"the file has a head for {classes_of(weights)} classes, the data has {classes}: it starts anew")
-    wrong = sorted(set(own) ^ set(state)) or sorted(name for name in own if own[name].shape != state[name].shape)
+    wrong = sorted(set(expected) ^ set(state)) or [
+        name for name, value in sorted(expected.items()) if value.shape != state[name].shape
+    ]
     if wrong:
         raise ModelError(
             f"the weights do not fit a plain ViT: {', '.join(wrong[:3])} missing, unknown or of another shape"

@@ -1,0 +1,1 @@
+"""Where float weights come from: networks by name, timm's files, checkpoints of OFQ's official code."""

@@ -1,5 +1,8 @@
 """What is concluded from predictions: intervals, paired comparison, classes."""
 
+import math
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -19,6 +22,15 @@ def of(predictions: list[int], classes: list[int], second: int = 9) -> Accuracy:
 )
 def test_intervals_are_wilsons(hits: int, count: int, low: float, high: float) -> None:
     assert interval(hits, count) == pytest.approx((low, high), abs=0.01)
+
+
+@given(count=st.integers(1, 10_000), share=st.floats(0, 1))
+def test_intervals_follow_wilsons_formula(count: int, share: float) -> None:
+    hits = round(share * count)
+    p, z2 = hits / count, NormalDist().inv_cdf(0.975) ** 2 / count
+    centre, half = (p + z2 / 2) / (1 + z2), math.sqrt(p * (1 - p) * z2 + z2 * z2 / 4) / (1 + z2)
+
+    assert interval(hits, count) == pytest.approx((100 * (centre - half), 100 * (centre + half)), rel=0, abs=1e-9)
 
 
 @given(count=st.integers(1, 10_000), share=st.floats(0, 1))

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.lint import tensorrt_rules
+from ofq_deploy.runtime_tests.lint.findings import UNKNOWN, element_type
 from ofq_deploy.runtime_tests.lint.rules import Finding, lint
 from tests.test_lint import CONTRIB, node
 
@@ -588,6 +589,14 @@ def test_the_builder_agrees(tmp_path: Path) -> None:
     exotic = re.compile("Sequence|String|Optional|ImageDecoder|RegexFullMatch|TfIdf")
     refused = {name for name in result["unsupported"] if not exotic.search(name)}
     assert refused == tensorrt_rules.INTEGER_OPERATORS | tensorrt_rules.OTHER_OPERATORS
+
+
+def test_the_rules_name_element_types_as_onnx_does() -> None:
+    named = tensorrt_rules.STORABLE | tensorrt_rules.QUANTIZED | tensorrt_rules.FLOATS.keys()
+
+    assert named <= set(TensorProto.DataType.keys())
+    assert element_type(TensorProto.FLOAT8E4M3FN) == "FLOAT8E4M3FN"
+    assert element_type(1000) == element_type(TensorProto.UNDEFINED) == UNKNOWN
 
 
 def test_a_hard_finding_is_refused_and_a_slow_one_is_no_integer_product() -> None:

@@ -1,6 +1,8 @@
 """Recipes: TOML that reads back, overrides, and errors that name the key and what it takes."""
 
 import dataclasses
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from ofq_deploy.recipe import (
     override,
     recipe_from_table,
 )
+from ofq_deploy.recipe.loader import _keys
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 counts = st.integers(0, 10**6)
@@ -123,6 +126,13 @@ def test_overrides_apply_together_and_leave_the_original_alone() -> None:
     assert after.train.batch_size == before.train.batch_size
 
 
+def test_overrides_that_need_one_another_apply_together() -> None:
+    """Neither 63 channels nor 3 heads alone fit the 4 heads and 64 channels of before."""
+    after = override(load_recipe("digits-w4a4"), {"model.dim": "63", "model.heads": "3"})
+
+    assert (after.model.dim, after.model.heads) == (63, 3)
+
+
 @pytest.mark.parametrize(
     ("unknown", "nearest"),
     [
@@ -218,6 +228,48 @@ def test_a_wrong_value_in_a_file_is_refused_by_name(toml: str, message: str, tmp
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Quantization(weight_bits=1), "quantization.weight_bits is 1; quantizers exist for 2 to 8 bits"),
+        (
+            lambda: Quantization(weights="linear"),
+            "recipe key 'quantization.weights' is 'linear'; it takes 'statsq' or 'lsq'",
+        ),  # type: ignore[arg-type]
+        (lambda: Model(depth=0), "recipe key 'model.depth' is 0; it takes a number from 1 to 4096"),
+        (lambda: Recipe("x", seed=2**31 + 1), "recipe key 'seed' is 2147483649; it takes a finite number from 0 up to"),
+        (lambda: Recipe("x", threads=-1), "recipe key 'threads' is -1; it takes a finite number from 0 up to 1024"),
+        (
+            lambda: Recipe("x", train=Training(batch_size=0)),
+            "recipe key 'train.batch_size' is 0; it takes a number from",
+        ),
+        (
+            lambda: Recipe("x", train=Training(warmup=1.5)),
+            "recipe key 'train.warmup' is 1.5; it takes a share from 0 to 1",
+        ),
+        (lambda: Recipe("x", teacher=Teacher(lr=-1.0)), "recipe key 'teacher.lr' is -1.0; it takes a finite number"),
+        (
+            lambda: Recipe("x", augmentation=Augmentation(crop=2)),
+            "recipe key 'augmentation.crop' is 2; it takes a share",
+        ),
+    ],
+)
+def test_a_recipe_made_in_python_is_held_against_the_same_bounds(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        build()
+
+    assert str(error.value).startswith(message)
+
+
+def test_every_key_says_what_it_takes() -> None:
+    recipe = load_recipe("digits-w4a4")
+    keys = [key for key in _keys(Recipe, "") if key not in {field.name for field in dataclasses.fields(Recipe)}]
+    for key in [*keys, "name", "data", "init", "seed", "threads"]:
+        for value in (None, dataclasses, datetime.date(2020, 1, 1), -1):
+            with pytest.raises(RecipeError, match=rf"{key}'? is .*; (it takes|quantizers exist for) \S+"):
+                override(recipe, {key: value})
+
+
 def test_sections_and_keys_are_told_apart() -> None:
     recipe = load_recipe("digits-w4a4")
     with pytest.raises(RecipeError) as section:
@@ -251,6 +303,8 @@ def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_table_without_a_name_or_with_an_unknown_section_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"unknown recipe key 'optimizer'; the nearest known key is '[a-z_.]+'"):
         recipe_from_table({"name": "x", "optimizer": {"lr": 1.0}})
+    with pytest.raises(RecipeError, match="recipe key 'name' is missing"):
+        recipe_from_table({"seed": 1})
 
     assert Recipe(name="x") == recipe_from_table({"name": "x"})
 

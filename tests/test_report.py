@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,9 +24,10 @@ from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import DataError, OutputError, RunError
 from ofq_deploy.files import sha256, write_text
 from ofq_deploy.model.file import open_model
+from ofq_deploy.pages import html
 from ofq_deploy.pages.card import MARKER, _verify, card, card_path
 from ofq_deploy.pages.charts import BINS, bars, distributions, intervals, ticks
-from ofq_deploy.pages.html import STYLE
+from ofq_deploy.pages.html import TEMPLATES
 from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.record import keep, to_json
@@ -143,6 +145,73 @@ def test_texts_from_files_stay_texts(results: list[Result]) -> None:
     label, operator = results[0]["by_class"][0]["label"], results[0]["parity"][0]["operators"][0]["operator"]
     for text in (label, operator, results[0]["data"], results[2]["layers"][0]["name"]):
         assert f"\"'><marquee onload=x>{text}</marquee>&amp;<script>" in _text(page)
+
+
+def _every_kind(results: list[Result]) -> list[Result]:
+    """Results that fill every template: beside those measured, of golden data, a model from elsewhere, runners and a GPU."""
+    validation, bench, _ = results
+    stamp = {key: validation[key] for key in ("command", "environment", "verdict", "model", "backend", "data")}
+    counts = {"compared": 5, "differing": 2, "ties": 1}
+    golden: Result = stamp | {"schema": "ofq-deploy/validate/1", "golden": "g.npz", "images": 2, "passed": False}
+    golden |= {"run": "runs/mini", "faults": ["block 1"], "weights": [{"name": "blocks.0.attn.v", **counts}]}
+    golden |= {"activations": [{"operator": "blocks.0.attn.input", **counts}]}
+    golden |= {"floats": [{"operator": "embedding", "error": 1e-7}]}
+    golden |= {"blocks": [{"block": "blocks.0", "max_error": 1e-7, "passed": True}]}
+    foreign: Result = stamp | {
+        "schema": "ofq-deploy/validate/1",
+        "reference": "float.onnx",
+        "passed": True,
+        "faults": [],
+    }
+    foreign |= {"accuracy": validation["accuracy"], "accuracy_reference": validation["accuracy"]}
+    foreign |= {"tensors": [{"name": "a tensor", "error": None}], "first_beyond_tolerance": {"name": "a tensor"}}
+    parity: Result = stamp | {"schema": "ofq-deploy/parity/1", "leader": "torch", "follower": "ort-cpu", "passed": True}
+    parity |= {"parity": validation["parity"], "faults": ["a runner"]}
+    settings = {"load_ms": 1.0, "plan_bytes": 10, "device_memory_bytes": 10}
+    engine: Result = {"batch": 1, "engine": {"settings": settings}}
+    engine |= {"products": {"integer": 1, "float": 0, "small": 0, "fused_attention": 0}}
+    engine |= {"against_onnxruntime": {"same_prediction": 1, "images": 1}}
+    latency = [row | {"form": "a form"} for row in bench["model"]["latency_ms"]]
+    timed = {"path": bench["model"]["path"], "what": "an engine", "latency_ms": latency, "batches": [engine]}
+    gpu: Result = stamp | {"schema": "ofq-deploy/bench-gpu/1", "model": timed, "passed": False, "faults": ["an engine"]}
+    gpu |= {"gpu": {"name": "a GPU", "capability": "9.0", "driver": "1.2"}, "speedup": bench["speedup"]}
+    kernels = {"arithmetic": bench["arithmetic"] | {"peak_kernels": {"int8": "a kernel"}}}
+    return [*results, golden, foreign, parity, gpu, bench | kernels]
+
+
+def test_no_template_takes_a_text_for_markup(results: list[Result]) -> None:
+    """Each text with markup gives the same elements as the text without, and is found in the page as it is."""
+    results[1]["baseline"]["path"] = "other.onnx"  # not the run's float model, whose name decides what is shown
+    plain = _every_kind(results)
+    hostile = [_hostile(result) | {"schema": result["schema"]} for result in copy.deepcopy(plain)]
+    for kind in (plain, hostile):  # a second model, so that they stand beside one another
+        kind.append(kind[2] | {"model": f"{kind[2]['model']}.other"})
+    page = render("<marquee>title</marquee>", hostile, note="<marquee>note</marquee>")
+    text = _text(page)
+    expected = ["<marquee>title</marquee>", "<marquee>note</marquee>"]
+    expected += [
+        f"\"'><marquee onload=x>{value}</marquee>&amp;<script>"
+        for value in ("blocks.0", "embedding", "a tensor", "a runner", "a GPU", "a kernel", "a form", "an engine")
+    ]
+
+    assert [tag for tag, _ in _Reader(render("title", plain, note="note")).tags] == [
+        tag for tag, _ in _Reader(page).tags
+    ]
+    assert [words for words in expected if words not in text] == []
+
+
+class _Typed(msgspec.Struct):
+    there: int = 0
+    left_out: int | msgspec.UnsetType = msgspec.UNSET
+    empty: int | None = None
+
+
+@pytest.mark.parametrize("result", [_Typed(), {"there": 0, "empty": None}], ids=["of a type", "a dictionary"])
+def test_templates_ask_what_is_there(result: Any) -> None:
+    fields = ("there", "left_out", "empty", "unknown")
+    found = [html._environment().compile_expression(f"result.{name} is present")(result=result) for name in fields]
+
+    assert found == [True, False, False, False]
 
 
 def test_the_numbers_are_there(results: list[Result]) -> None:
@@ -329,7 +398,7 @@ def test_the_histogram_counts_every_sample(samples: list[float]) -> None:
 
 
 def _colours() -> dict[str, dict[str, str]]:
-    light, dark = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
+    light, dark = re.findall(r":root \{(.*?)\}", (TEMPLATES / "style.css").read_text(), re.DOTALL)
     found = {name: dict(re.findall(r"--(\w+): (#\w{6})", text)) for name, text in (("light", light), ("dark", dark))}
     assert found["light"].keys() == found["dark"].keys()
     return found

@@ -3,11 +3,16 @@ in light and dark, and without being seen.
 """
 
 from collections.abc import Iterable, Sequence
-from html import escape
+from dataclasses import dataclass
 from math import floor, log10
+from typing import Any
+
+from ofq_deploy.pages.html import template
 
 BINS = 120
+HEIGHT = 40  # of a histogram, in its own units
 Samples = Sequence[float]
+Interval = tuple[float, float]
 
 
 def bars(rows: Iterable[tuple[str, float, str]], caption: str, other: str = "") -> str:
@@ -17,20 +22,14 @@ def bars(rows: Iterable[tuple[str, float, str]], caption: str, other: str = "") 
     """
     rows = list(rows)
     largest = max((value for _, value, _ in rows), default=0) or 1
-    lines = [
-        _row(
-            label,
-            f'<i class="bar{" other" if label == other else ""}" style="width:{_percent(value / largest)}"></i>',
-            text,
-        )
+    shapes = [
+        {"label": label, "text": text, "width": _percent(value / largest), "other": label == other}
         for label, value, text in rows
     ]
-    return _chart(lines, caption)
+    return _markup("bars", shapes, caption)
 
 
-def intervals(
-    rows: Iterable[tuple[str, float, tuple[float, float] | None, str]], caption: str, mark: float | None = None
-) -> str:
+def intervals(rows: Iterable[tuple[str, float, Interval | None, str]], caption: str, mark: float | None = None) -> str:
     """A dot per (label, value, (low, high), text) on one scale, its interval as a band.
 
     mark: where to draw a line through all rows, as 1 for "as fast"
@@ -40,20 +39,14 @@ def intervals(
     points += [] if mark is None else [mark]
     low, high = min(points), max(points)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    low, high = low - room, high + room
-
-    def place(value: float) -> str:
-        return _percent((value - low) / (high - low))
-
-    line = "" if mark is None else f'<i class="mark" style="left:{place(mark)}"></i>'
-    lines = []
+    scale = _Scale(low - room, high + room)
+    shapes = []
     for label, value, band, text in rows:
-        shape = ""
+        shape = {"label": label, "text": text, "dot": scale.place(value)}
         if band:
-            shape = f'<i class="band" style="left:{place(band[0])};width:{_percent((band[1] - band[0]) / (high - low))}"></i>'
-        lines.append(_row(label, f'{line}{shape}<i class="dot" style="left:{place(value)}"></i>', text))
-    lines.append(f'<li aria-hidden="true"><div class="track">{_axis(low, high)}</div></li>')
-    return _chart(lines, caption)
+            shape |= {"left": scale.place(band[0]), "width": scale.length(band[1] - band[0])}
+        shapes.append(shape)
+    return _markup("intervals", shapes, caption, None if mark is None else scale.place(mark), scale.ticks())
 
 
 def distributions(rows: Iterable[tuple[str, Samples, dict[str, float]]], unit: str, other: str = "") -> str:
@@ -65,26 +58,25 @@ def distributions(rows: Iterable[tuple[str, Samples, dict[str, float]]], unit: s
     rows = list(rows)
     low = min(min(samples) for _, samples, _ in rows)
     high = min(1.2 * max(marks["p90"] for _, _, marks in rows), 4 * max(marks["p50"] for _, _, marks in rows))
-    high = high if high > low else low + (abs(low) or 1.0)
-    parts = []
+    scale = _Scale(low, high if high > low else low + (abs(low) or 1.0))
+    shapes = []
     for label, samples, marks in rows:
-        counts = [0] * BINS
-        for value in samples:
-            if value <= high:
-                counts[min(BINS - 1, int(BINS * (value - low) / (high - low)))] += 1
+        counts = scale.histogram(samples)
         beyond = len(samples) - sum(counts)
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in marks.items())
         text = f"{label}: {numbers} {unit}" + (f"; {beyond} of {len(samples)} samples lie beyond" if beyond else "")
         tallest = max(counts) or 1
-        steps = "".join(f"V{40 - 40 * count / tallest:.1f}h1" for count in counts)
-        middle = BINS * (marks["p50"] - low) / (high - low)
-        parts.append(
-            f'<p class="quiet">{escape(text)}</p>'
-            f'<svg class="spread{" other" if label == other else ""}" viewBox="0 0 {BINS} 40" preserveAspectRatio="none" '
-            f'role="img" aria-label="{escape(f"Histogram of {len(samples)} samples. {text}")}">'
-            f'<path d="M0 40{steps}V40z"/><path class="line" d="M{middle:.2f} 0V40"/></svg>'
+        shapes.append(
+            {
+                "text": text,
+                "other": label == other,
+                "count": len(samples),
+                "height": HEIGHT,
+                "tops": [HEIGHT - HEIGHT * count / tallest for count in counts],
+                "middle": BINS * scale.share(marks["p50"]),
+            }
         )
-    return f'<figure class="spreads">{"".join(parts)}<div class="track">{_axis(low, high, " " + unit)}</div></figure>'
+    return _markup("distributions", shapes, scale.ticks(f" {unit}"))
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -93,33 +85,48 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** floor(log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     first = -floor(-low / step)
-    found = []
+    marks = []
     while first * step <= high:
-        found.append(first * step)
+        marks.append(first * step)
         first += 1
-    return found
+    return marks
 
 
-def _axis(low: float, high: float, unit: str = "") -> str:
-    marks = ticks(low, high)
-    texts = [f"{mark:.6g}" for mark in marks]
-    texts[-1] += unit
-    return (
-        '<span class="axis" aria-hidden="true">'
-        + "".join(
-            f'<span style="left:{_percent((mark - low) / (high - low))}">{text}</span>'
-            for mark, text in zip(marks, texts, strict=True)
-        )
-        + "</span>"
-    )
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """What a chart's width stands for."""
+
+    low: float
+    high: float
+
+    def share(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+    def place(self, value: float) -> str:
+        return _percent(self.share(value))
+
+    def length(self, size: float) -> str:
+        return _percent(size / (self.high - self.low))
+
+    def ticks(self, unit: str = "") -> list[dict[str, str]]:
+        """Round numbers and their places; the last one names the unit."""
+        marks = [{"left": self.place(mark), "text": f"{mark:.6g}"} for mark in ticks(self.low, self.high)]
+        marks[-1]["text"] += unit
+        return marks
+
+    def histogram(self, samples: Samples) -> list[int]:
+        """How many samples lie in each of the bins; those beyond the scale in none."""
+        counts = [0] * BINS
+        for value in samples:
+            if value <= self.high:
+                counts[min(BINS - 1, int(BINS * self.share(value)))] += 1
+        return counts
 
 
-def _row(label: str, shapes: str, text: str) -> str:
-    return f'<li><span>{escape(label)}</span><b>{escape(text)}</b><div class="track">{shapes}</div></li>'
-
-
-def _chart(rows: list[str], caption: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption><ul>{''.join(rows)}</ul></figure>"
+def _markup(name: str, *values: Any) -> str:
+    """A macro of the template of charts, filled."""
+    markup: str = getattr(template("charts.html").module, name)(*values)
+    return markup
 
 
 def _percent(share: float) -> str:

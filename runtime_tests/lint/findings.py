@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Node = onnx.NodeProto
 
 Kind = Literal["hard", "wrong", "slow", "hint"]
+UNKNOWN = "UNDEFINED"  # ONNX's name of a type that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,11 @@ class Finding:
 class Value:
     """What is known of a value.
 
-    type:  ONNX element type, 0 where it is not known
+    type:  ONNX's name of the element type, as FLOAT16
     shape: -1 for a size that is not known, None for an unknown rank
     """
 
-    type: int = 0
+    type: str = UNKNOWN
     shape: tuple[int, ...] | None = None
 
 
@@ -119,8 +120,10 @@ class Model:
         for value in (*graph.value_info, *graph.input, *graph.output):
             tensor = value.type.tensor_type
             sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
-            values[value.name] = Value(tensor.elem_type, tuple(sizes) if tensor.HasField("shape") else None)
-        return values | {n: Value(t.data_type, tuple(t.dims)) for n, t in self.file.constants.items()}
+            values[value.name] = Value(
+                element_type(tensor.elem_type), tuple(sizes) if tensor.HasField("shape") else None
+            )
+        return values | {n: Value(element_type(t.data_type), tuple(t.dims)) for n, t in self.file.constants.items()}
 
     def inferred(self, name: str) -> Value:
         """What ONNX infers of a value in the file, which need not load in any runtime."""
@@ -146,8 +149,8 @@ class Model:
         copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(made))
         session = open_session(copy, optimize=False)
         types = {v.name: (v.type[7:-1], v.shape) for v in (*session.get_inputs(), *session.get_outputs())}
-        kind = onnx.TensorProto.DataType.Name
-        return types | {n: (kind(t.data_type).lower(), list(t.dims)) for n, t in self.executed.constants.items()}
+        constants = self.executed.constants.items()
+        return types | {name: (element_type(t.data_type).lower(), list(t.dims)) for name, t in constants}
 
     def type(self, name: str) -> str:
         """Like `uint8`; empty where it is not known."""
@@ -171,6 +174,14 @@ class Model:
 
 
 Rule = Callable[[Model], Iterator[Finding]]
+
+
+def element_type(number: int) -> str:
+    """ONNX's name of an element type, UNKNOWN for a number that stands for none."""
+    import onnx
+
+    types = onnx.TensorProto.DataType
+    return types.Name(number) if number in types.values() else UNKNOWN
 
 
 def _nodes(graph: "onnx.GraphProto") -> Iterator["Node"]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ofq_deploy.runtime_tests.lint.findings import Finding, Model, Rule
 from ofq_deploy.runtime_tests.lint.tensorrt_products import TRANSPARENT, is_constant_factor, trace
-from ofq_deploy.runtime_tests.lint.tensorrt_rules import FLOAT, FLOAT16, operand
+from ofq_deploy.runtime_tests.lint.tensorrt_rules import operand
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +37,7 @@ class Attention:
 
     softmax: "Node"
     values_product: "Node"
-    element: int
+    element: str
     width: int
     length: int
     quantized: int
@@ -84,12 +84,12 @@ def attentions(model: Model) -> Iterator[Attention]:
 
 def unfused(model: Model) -> Iterator[Finding]:
     for node in model.file.of_kind("Attention"):
-        if node.domain in ("", "ai.onnx") and model.inferred(operand(node, 0)).type == FLOAT:
+        if node.domain in ("", "ai.onnx") and model.inferred(operand(node, 0)).type == "FLOAT":
             cause = "the compiler has no kernel for it in float32"
             yield model.finding("A1", node, cause, "cast queries, keys and values to float16", "hard")
     for found in attentions(model):
         quantized = found.quantized == 4 and found.fits
-        if found.quantized == 0 and found.element == FLOAT:
+        if found.quantized == 0 and found.element == "FLOAT":
             cause = "attention in float32 is three kernels, in float16 one"
             yield model.finding("A1", found.softmax, cause, "cast to float16 around attention, or quantize all of it")
         elif quantized and not found.closing and not found.is_closed and not found.weighing:
@@ -110,7 +110,7 @@ def unfused(model: Model) -> Iterator[Finding]:
 def _weighing(model: Model, found: Attention) -> Iterator[Finding]:
     per_token = [node for node in (*found.weighing, *found.closing) if not _has_one_step(model, node)]
     if not per_token and not found.closing:
-        crashes = found.width == CRASHES_AT and found.element == FLOAT16
+        crashes = found.width == CRASHES_AT and found.element == "FLOAT16"
         if crashes or found.width != CRASHES_AT:
             cause = "between Softmax and the product: " + ("the compiler crashes" if crashes else "it falls apart")
             cure = "compute attention in float32" if crashes else "use all 8 bits, which QuantizeLinear clamps to"

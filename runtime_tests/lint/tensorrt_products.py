@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ofq_deploy.runtime_tests.lint.findings import Finding, Model, Rule
-from ofq_deploy.runtime_tests.lint.tensorrt_rules import FLOAT16, FLOATS, FP8, INT4, LAYOUT, integer, operand, size
+from ofq_deploy.runtime_tests.lint.findings import UNKNOWN, Finding, Model, Rule
+from ofq_deploy.runtime_tests.lint.tensorrt_rules import FLOATS, LAYOUT, integer, operand, size
 from ofq_deploy.runtime_tests.speed.executed import has_small_role
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def products(model: Model) -> Iterator[tuple["Node", Operand, Operand]]:
         types = {model.inferred(name).type for name in node.input[:2]}
         if len(node.input) < 2 or all(name in model.file.static for name in node.input[:2]) or has_small_role(node):
             continue
-        if types <= FLOATS | {0}:
+        if types <= FLOATS.keys() | {UNKNOWN}:
             left, right = _summed_axes(node)
             yield node, trace(model, operand(node, 0), left), trace(model, node.input[1], right)
 
@@ -153,7 +153,7 @@ def code_types(model: Model) -> Iterator[Finding]:
         types = [model.inferred(operand(codes, 0)).type for codes in pairs]
         if len(pairs) < 2:
             continue
-        if types.count(FP8) == 1:
+        if types.count("FLOAT8E4M3FN") == 1:
             cause = "one operand has float8 codes, the other integers"
             yield model.finding("Q22", node, cause, "use int8 on both sides", "hard")
         for codes, kind in zip(pairs, types, strict=True):
@@ -163,10 +163,10 @@ def code_types(model: Model) -> Iterator[Finding]:
             if block and shape and block < shape[integer(codes, "axis", 1) % len(shape)]:
                 cause = "a scale per block of weights beside quantized activations crashes the compiler"
                 yield model.finding("Q20", codes, cause, "give weights one scale per output channel", "hard")
-            elif kind == INT4 and (node.op_type == "Conv" or size(model, operand(codes, 1)) == 1):
+            elif kind == "INT4" and (node.op_type == "Conv" or size(model, operand(codes, 1)) == 1):
                 cause = "4-bit weights of Conv, or with a single scale, beside int8 activations crash the compiler"
                 yield model.finding("Q20", codes, cause, "store them as int8 in the file for TensorRT", "hard")
-            elif kind == INT4:
+            elif kind == "INT4":
                 cause = "4-bit weights beside int8 activations are widened again for every image"
                 yield model.finding("Q20", codes, cause, "store them as int8 in the file for TensorRT")
 
@@ -187,7 +187,7 @@ def rounded_before_bias(model: Model) -> Iterator[Finding]:
 def half_sums(model: Model) -> Iterator[Finding]:
     """Scales per channel are applied by a kernel of their own, behind the sums, whatever the other scale is."""
     for node, left, right in products(model):
-        if left.codes is None or right.codes is None or model.inferred(node.output[0]).type != FLOAT16:
+        if left.codes is None or right.codes is None or model.inferred(node.output[0]).type != "FLOAT16":
             continue
         weight = model.file.array(operand(right.codes, 0))
         if weight is None or weight.ndim != 2 or right.axis is None or size(model, operand(right.codes, 1)) < 2:

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.model.grids import recipe_bits
-from ofq_deploy.runtime_tests.lint.findings import Finding, Graph, Model, Rule
+from ofq_deploy.runtime_tests.lint.findings import Finding, Graph, Model, Rule, element_type
 
 if TYPE_CHECKING:
     import onnx
 
     Node = onnx.NodeProto
 
-# Element types, by their numbers in onnx.TensorProto, which is not imported for a table.
-FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE = 1, 2, 3, 6, 7, 9, 10, 11
-BFLOAT16, FP8, INT4, FP4 = 16, 17, 22, 23
-FLOATS = {FLOAT, FLOAT16, BFLOAT16}
-STORABLE = {FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE, BFLOAT16, FP8, INT4, FP4}
-QUANTIZED = {INT8, INT4, FP8, FP4}
+# Element types, by their names in ONNX.
+FLOATS = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
+QUANTIZED = {"INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"}
+STORABLE = QUANTIZED | set(FLOATS) | {"DOUBLE", "UINT8", "INT32", "INT64", "BOOL"}
 # Every standard operator on tensors that no importer reads (OnnxParser.supports_operator of TensorRT-RTX 1.7.1).
 INTEGER_OPERATORS = {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 OTHER_OPERATORS = {"AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr"}
@@ -73,9 +71,9 @@ def unsigned_codes(model: Model) -> Iterator[Finding]:
     graph = model.file
     for node in graph.of_kind("QuantizeLinear"):
         zero, stated = operand(node, 2), integer(node, "output_dtype", 0)
-        if stated == UINT8:
+        if element_type(stated) == "UINT8":
             yield model.finding("Q2", node, "its codes are uint8", cure, "hard")
-        elif model.inferred(zero).type == UINT8:
+        elif model.inferred(zero).type == "UINT8":
             cause = "its codes are uint8, which TensorRT takes for int8: 128 and above become 127"
             yield model.finding("Q2", node, cause, cure, "wrong")
         elif not zero and not stated:
@@ -84,10 +82,10 @@ def unsigned_codes(model: Model) -> Iterator[Finding]:
     for node in graph.of_kind("DequantizeLinear"):
         codes = operand(node, 0)
         made = _behind_layout(graph, codes)
-        if model.inferred(codes).type == UINT8 and codes not in graph.static and made.op_type != "QuantizeLinear":
+        if model.inferred(codes).type == "UINT8" and codes not in graph.static and made.op_type != "QuantizeLinear":
             yield model.finding("Q2", node, "it reads uint8 codes", cure, "hard")
     for node in graph.of_kind("Cast"):
-        if integer(node, "to", 0) == UINT8 and any(graph.readers.get(node.output[0], [])):
+        if element_type(integer(node, "to", 0)) == "UINT8" and any(graph.readers.get(node.output[0], [])):
             yield model.finding("Q2", node, "TensorRT has no uint8 values inside a network", cure, "hard")
 
 
@@ -98,18 +96,18 @@ def stored_types(model: Model) -> Iterator[Finding]:
             tensor = graph.constants.get(name)
             if tensor is None:
                 continue
-            kind, reads_codes = tensor.data_type, node.op_type == "DequantizeLinear" and index == 0
+            kind, reads_codes = element_type(tensor.data_type), node.op_type == "DequantizeLinear" and index == 0
             if kind not in STORABLE and name not in seen:
-                cause = f"TensorRT imports no tensor of type {_type_name(kind)}, as {name} is"
+                cause = f"TensorRT imports no tensor of type {kind.lower()}, as {name} is"
                 yield model.finding("Q4", node, cause, "store decoded integers as int8 (or int4)", "hard")
-            elif reads_codes and kind == UINT8:
+            elif reads_codes and kind == "UINT8":
                 cause, cure = f"the codes {name} are uint8", "store them as int8 with zero point 0"
                 yield model.finding("Q4", node, cause, cure, "hard")
-            elif reads_codes and kind == INT32:
+            elif reads_codes and kind == "INT32":
                 cause, cure = f"{name} is int32, which TensorRT does not dequantize", "store the bias as floats"
                 yield model.finding("Q17", node, cause, cure, "hard")
             elif kind in QUANTIZED and not reads_codes and not _may_read_codes(graph, node, name):
-                cause = f"it reads {name}: only DequantizeLinear may read a stored {_type_name(kind)} tensor"
+                cause = f"it reads {name}: only DequantizeLinear may read a stored {kind.lower()} tensor"
                 cure = "store the weight as the product reads it, in int8, and put nothing before DequantizeLinear"
                 yield model.finding("Q16", node, cause, cure, "hard")
                 break
@@ -141,7 +139,7 @@ def scales(model: Model) -> Iterator[Finding]:
 
 def narrow_codes(model: Model) -> Iterator[Finding]:
     for node in model.file.of_kind("QuantizeLinear"):
-        if INT4 in (model.inferred(operand(node, 2)).type, integer(node, "output_dtype", 0)):
+        if "INT4" in (model.inferred(operand(node, 2)).type, element_type(integer(node, "output_dtype", 0))):
             cause = "4-bit activations: refused for an odd number of elements, and only TensorRT-RTX has them"
             yield model.finding("Q21", node, cause, "clip to the 4-bit range and quantize to int8", "hint")
 
@@ -191,12 +189,11 @@ def operators(model: Model) -> Iterator[Finding]:
 
 
 def float_types(model: Model) -> Iterator[Finding]:
-    names = {FLOAT: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
     for node in model.file.nodes:
-        types = {model.inferred(name).type for name in node.input} & FLOATS
+        types = {model.inferred(name).type for name in node.input} & FLOATS.keys()
         if len(types) < 2:
             continue
-        mixed = " and ".join(names[kind] for kind in sorted(types))
+        mixed = " and ".join(name for kind, name in FLOATS.items() if kind in types)
         if node.op_type in ONE_TYPE:
             yield model.finding("T1", node, f"it mixes {mixed}", "write the Cast into the graph", "hard")
         elif node.op_type == "QuantizeLinear":
@@ -220,7 +217,7 @@ def pairs_for_ort(model: Model) -> Iterator[Finding]:
     opset = max((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     for node in graph.of_kind("DequantizeLinear") if opset >= 21 else ():
         made = graph.producers.get(operand(node, 0))
-        if made is None or made.op_type != "QuantizeLinear" or model.inferred(operand(made, 2)).type != INT8:
+        if made is None or made.op_type != "QuantizeLinear" or model.inferred(operand(made, 2)).type != "INT8":
             continue
         for reader in graph.readers.get(node.output[0], []):
             if reader and reader.op_type in LAYOUT and size(model, operand(node, 1)) == 1:
@@ -263,9 +260,3 @@ def _may_read_codes(graph: Graph, node: "Node", name: str) -> bool:
         made = node.output[0]
         return all(reader and _may_read_codes(graph, reader, made) for reader in graph.readers.get(made, []))
     return node.op_type in {"Clip"} | INTEGER_OPERATORS | OTHER_OPERATORS or node.domain not in ("", "ai.onnx")
-
-
-def _type_name(element_type: int) -> str:
-    import onnx
-
-    return onnx.TensorProto.DataType.Name(element_type).lower()

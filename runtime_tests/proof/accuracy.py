@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests.runners.registry import open_runner
 
 TOP = 5
-Z = 1.959964  # 95 % of a normal distribution lie within
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +70,10 @@ def measure_accuracy(path: Path, split: Split, report: Reporter, backend: str = 
 
 def interval(hits: int, count: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share, in percent (Wilson 1927); it stays sensible near 0 and 100."""
-    share, z2 = hits / count, Z * Z / count
-    centre = (share + z2 / 2) / (1 + z2)
-    half = sqrt(share * (1 - share) * z2 + z2 * z2 / 4) / (1 + z2)
-    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(hits, count).proportion_ci(confidence_level=0.95, method="wilson")
+    return 100 * float(low), 100 * float(high)
 
 
 def paired(own: Accuracy, reference: Accuracy) -> dict[str, Any]:

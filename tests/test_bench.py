@@ -27,7 +27,8 @@ from ofq_deploy.runtime_tests.runners import openvino
 from ofq_deploy.runtime_tests.speed import bench, speedup
 from ofq_deploy.runtime_tests.speed.arithmetic import Work, work
 from ofq_deploy.runtime_tests.speed.speedup import Speedup
-from tests.test_lint import DEQUANTIZED, frozen_model, node, write
+from tests.support.graphs import DEQUANTIZED, node, write
+from tests.support.models import frozen_model
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
 

@@ -26,7 +26,7 @@ from ofq_deploy.train.convert import activation_quantizers, calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.layers import QuantLinear
 from ofq_deploy.train.witness import TorchRunner
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 LABELS = tuple("abcdefg")
 BITS = ((2, 2), (3, 3), (4, 4), (8, 8), (2, 4))

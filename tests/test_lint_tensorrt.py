@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.lint import tensorrt_rules
 from ofq_deploy.runtime_tests.lint.rules import Finding, lint
-from tests.test_lint import CONTRIB, node
+from tests.support.graphs import CONTRIB, node
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS, WIDTH, OUT = 197, 64, 32
@@ -564,7 +564,9 @@ def test_each_rule_finds_its_fault_and_no_other(tmp_path: Path, name: str) -> No
 
 def judged(folder: Path) -> dict[str, Any]:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx, to compare with what it builds")
-    subprocess.run([sys.executable, ROOT / "tests/rtx_judge.py", folder], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, ROOT / "tests" / "support" / "rtx_judge.py", folder], check=True, capture_output=True
+    )
     return dict(json.loads((folder / "verdicts.json").read_text()))
 
 

@@ -34,7 +34,17 @@ from ofq_deploy.train import unpickle
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.official import load_official
 from ofq_deploy.train.reference import weight_units
-from tests.official_mini import DEPTH, DIM, Bits, State, checkpoint, edited, golden, sample_images, without_steps
+from tests.support.official_mini import (
+    DEPTH,
+    DIM,
+    Bits,
+    State,
+    checkpoint,
+    edited,
+    golden,
+    sample_images,
+    without_steps,
+)
 from tests.test_schemas import check
 
 SHARED = Path(os.environ.get("OFQ_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "ofq-official"

@@ -18,7 +18,7 @@ from ofq_deploy.train.quantizers import (
     statsq_codes,
     statsq_units,
 )
-from tests.strategies import bits, quantized_activations, weights
+from tests.support.strategies import bits, quantized_activations, weights
 
 ALL_BITS = range(2, 9)
 ROWS = torch.tensor([[0.9, -0.1, 0.35, -0.65], [-2, 0, 0.5, 0.25], [0.5, -0.5, 0.5, -0.5]])

@@ -28,7 +28,7 @@ from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.lint.tensorrt_check import Check, check
 from ofq_deploy.runtime_tests.proof.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
 from ofq_deploy.runtime_tests.runners import tensorrt_build
-from tests.test_lint import frozen_model
+from tests.support.models import frozen_model
 from tests.test_schemas import check as check_schema
 
 compiles = pytest.mark.skipif(

@@ -31,7 +31,7 @@ from ofq_deploy.runtime_tests.runners.tensorrt import TensorRTRunner, count_prod
 from ofq_deploy.runtime_tests.speed import tensorrt_bench
 from ofq_deploy.runtime_tests.speed.float16 import float16
 from ofq_deploy.runtime_tests.speed.rounds import Protocol
-from tests.fake_tensorrt import FakeStream, FakeTensorRT
+from tests.support.fake_tensorrt import FakeStream, FakeTensorRT
 from tests.test_schemas import check
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0")
@@ -223,7 +223,7 @@ def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Pat
 
 
 def test_an_engine_without_room_to_run_is_told(trt: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
+    monkeypatch.setattr("tests.support.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
 
     with pytest.raises(OnnxFileError, match="TensorRT cannot prepare the engine for batch 64: it did not say why"):
         TensorRTRunner(model, 64)

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -474,7 +476,7 @@ class Recorder(Runner):
 
 def test_rounds_call_each_once_and_halves_open_in_both_orders() -> None:
     notes: list[str] = []
-    openers = [lambda name=name: Recorder(name, notes) for name in "ab"]
+    openers: list[Callable[[], Runner]] = [partial(Recorder, name, notes) for name in "ab"]
     wall, cpu, _ = bench._interleaved(openers, (1, 1, 2, 2), 0.02, 1, Reporter())
     first = notes.index("close b")
     halves = notes[: first + 2], notes[first + 2 :]

@@ -14,7 +14,8 @@ from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.model.file import read_model
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests.lint.rules import Finding, lint
+from ofq_deploy.runtime_tests.lint.findings import Finding
+from ofq_deploy.runtime_tests.lint.rules import lint
 from tests.support.graphs import CONTRIB, DEQUANTIZED, OUT, PRODUCT, QUANTIZE, TOKENS, WIDTH, codes, floats, node, write
 from tests.support.models import frozen_model
 

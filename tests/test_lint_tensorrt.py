@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.lint import tensorrt_rules
-from ofq_deploy.runtime_tests.lint.rules import Finding, lint
+from ofq_deploy.runtime_tests.lint.findings import Finding
+from ofq_deploy.runtime_tests.lint.rules import lint
 from tests.support.graphs import CONTRIB, node
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -689,8 +690,8 @@ def test_a_cycle_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_lists_findings_by_kind(tmp_path: Path) -> None:
     path = write(CASES["uint8"], tmp_path / "model.onnx")
-    command = [sys.executable, "-m", "ofq_deploy", "lint", path, "--target", "tensorrt"]
-    run = [subprocess.run([*command, *more], capture_output=True, text=True) for more in ([], ["--json"])]
+    command = [sys.executable, "-m", "ofq_deploy", "lint", str(path), "--target", "tensorrt"]
+    run = [subprocess.run(words, capture_output=True, text=True) for words in (command, [*command, "--json"])]
 
     assert [done.returncode for done in run] == [3, 3]
     assert run[0].stdout.startswith("wrong Q2: QuantizeLinear codes: its codes are uint8, which TensorRT takes for")

@@ -262,7 +262,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for distribution in _with_requirements("onnxruntime", "numpy", "pillow"):
         for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             if not (site / name).exists():
-                (site / name).symlink_to(distribution.locate_file(name))
+                (site / name).symlink_to(str(distribution.locate_file(name)))
     assert subprocess.run([python, "-I", "-c", "import onnxruntime, numpy, PIL"]).returncode == 0
     for name in ("ofq_deploy", "torch", "onnx"):
         assert subprocess.run([python, "-I", "-c", f"import {name}"], capture_output=True).returncode == 1
@@ -284,7 +284,7 @@ def _with_requirements(*names: str) -> list[importlib.metadata.Distribution]:
 
 def _predictions(python: Path, package: Path, images: list[Path], cwd: Path) -> list[dict[str, Any]]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [python, "-I", package / "predict.py", *images]
+    command: list[str | Path] = [python, "-I", package / "predict.py", *images]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

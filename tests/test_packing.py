@@ -41,6 +41,7 @@ def test_runtime_decodes_every_storage(bits: int, opset: int, grid: str, shape: 
     linear = Linear(codes, grid, bits, steps, steps, None)  # type: ignore[arg-type]
     builder = Builder()
     value = weight(builder, "layer", linear, storage(linear.bits, opset))
+    assert value.name
     image = ir.Value(name="image", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
     out = builder.op("Identity", [image], "logits")
     out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1])

@@ -110,7 +110,8 @@ def test_lower_opset_changes_the_packing_and_not_the_result(tiny_run: Path, tmp_
     images = np.random.default_rng(0).standard_normal((3, 1, 16, 16)).astype(np.float32)
 
     assert [onnx.load(path).opset_import[0].version for path in (default, lower)] == [21, 20]
-    np.testing.assert_array_equal(*(run_logits(open_session(path), images) for path in (default, lower)))
+    one, other = (run_logits(open_session(path), images) for path in (default, lower))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_float_baseline_computes_the_teacher(tiny_run: Path, tmp_path: Path) -> None:

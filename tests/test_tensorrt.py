@@ -76,7 +76,7 @@ def test_every_quantized_product_is_int8_and_every_code_is_proven(
 
     result = check(path)
 
-    assert result.faults == result.warnings == result.in_float == ()
+    assert (result.faults, result.warnings, result.in_float) == ((), (), ())
     assert result.expected == result.int8 == PRODUCTS[attention] + EDGES[act_step]
     assert result.int8_gemms == MERGED[attention] + EDGES[act_step]
     small = {f"blocks.{block}.attn.scores.{role}" for block in range(BLOCKS) for role in small_products(frozen)}
@@ -328,7 +328,10 @@ def test_a_missing_driver_is_no_part_of_a_refusal(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["bias", "one"], ["b"], name="bias_pair"),
         helper.make_node("Add", ["x", "b"], ["y"], name="sum"),
     ]
-    constants = [numpy_helper.from_array(np.int32([1, 2]), "bias"), numpy_helper.from_array(np.float32(1), "one")]
+    constants = [
+        numpy_helper.from_array(np.array([1, 2], np.int32), "bias"),
+        numpy_helper.from_array(np.array(1, np.float32), "one"),
+    ]
     x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
     graph = helper.make_graph(nodes, "graph", [x], [y], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")

@@ -73,9 +73,8 @@ def test_a_product_is_exact(
     if coded:
         expected = np.clip(np.rint(expected / step), -8, 7)
 
-    ours = product(
-        *map(torch.from_numpy, (a, b, column, row, bias)), torch.from_numpy(step) if coded else None, (-8, 7)
-    )
+    given = [torch.from_numpy(array) for array in (a, b, column, row, bias)]
+    ours = product(*given, torch.from_numpy(step) if coded else None, (-8, 7))  # type: ignore[call-arg, arg-type]
 
     assert ours.dtype == (torch.int8 if coded else torch.float32)
     np.testing.assert_array_equal(ours.numpy(), expected)
@@ -160,9 +159,11 @@ def test_what_the_command_tells_of_it(tiny_run: Path, ort_model: Path, monkeypat
     """From the bench of the processor, told as one of a GPU."""
     gpu = {"name": "NVIDIA H100", "capability": "9.0", "driver": "", "uuid": "GPU-0"}
     monkeypatch.setattr(cuda, "gpu", lambda otherwise: cuda.Gpu(**gpu))
-    monkeypatch.setattr(
-        torch_cuda, "bench_torch_cuda", lambda *given: bench_torch_cuda(*given[:3], QUICK, CPU) | {"gpu": gpu}
-    )
+
+    def on_the_cpu(frozen: Frozen, batches: tuple[int, ...], report: Reporter, *_: object) -> dict[str, Any]:
+        return bench_torch_cuda(frozen, batches, report, QUICK, CPU) | {"gpu": gpu}
+
+    monkeypatch.setattr(torch_cuda, "bench_torch_cuda", on_the_cpu)
     result = api.bench(ort_model, backend="torch-cuda", batches=(1, 2))
     check(result)
     page = render("title", [result])

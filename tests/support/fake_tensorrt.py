@@ -65,7 +65,7 @@ class Context:
         dtype = np.dtype(self.engine.dtypes[name])
         size = int(np.prod(self.shapes[name])) * dtype.itemsize
         buffer = (ctypes.c_char * size).from_address(self.addresses[name])
-        return np.frombuffer(buffer, dtype).reshape(self.shapes[name])
+        return np.frombuffer(memoryview(buffer), dtype).reshape(self.shapes[name])
 
 
 class CudaEngine:

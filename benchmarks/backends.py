@@ -103,10 +103,14 @@ def data_sets(images: int) -> dict[str, Split]:
     places = {"imagenet20/val": SHARED / "data" / "imagenet20" / "val", "nips1000": table_of_nips()}
     found = {}
     for name, place in places.items():
-        split = load_dataset(str(place), SIZE, how, labels).test
-        chosen = np.arange(0, len(split), max(1, len(split) // images))[:images]
-        found[name] = Split(split.classes[chosen], lambda index, own=split, at=chosen: own.load(int(at[index])))
+        found[name] = spread(load_dataset(str(place), SIZE, how, labels).test, images)
     return found
+
+
+def spread(split: Split, images: int) -> Split:
+    """So many of its images, evenly spread."""
+    chosen = np.arange(0, len(split), max(1, len(split) // images))[:images]
+    return Split(split.classes[chosen], lambda index: split.load(int(chosen[index])))
 
 
 def table_of_nips() -> Path:

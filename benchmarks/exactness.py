@@ -31,7 +31,7 @@ from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.progress import Reporter
-from ofq_deploy.recipe import Model, Quantization
+from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.proof.parity import Parity
 from ofq_deploy.runtime_tests.proof.proof import prove_operators, prove_weights
 from ofq_deploy.train.convert import calibrate, convert
@@ -41,7 +41,7 @@ from ofq_deploy.train.witness import TorchRunner
 
 BATCHES = (1, 3, 8)
 TARGET_NAMES = ("portable", "ort-cpu")
-RESULTS = ("top1_float", "top1_torch", "top1_torch_float64", "top1_runtime", "agreement")
+RESULTS: tuple[str, ...] = ("top1_float", "top1_torch", "top1_torch_float64", "top1_runtime", "agreement")
 RESULTS += ("runtime_agrees_with_float64", "float32_agrees_with_float64", "test_images", "passed", "faults")
 
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
     weights = read_weights(arguments.init)
-    model, _ = load_pretrained(weights, model_of(weights, Model()), imagenet.CLASSES)
+    model, _ = load_pretrained(weights, model_of(weights, distilled=True), imagenet.CLASSES)
     data = load_dataset(arguments.data, model.patch_embed.img_size[0], labels=imagenet.names())
     images = data.test.spread(arguments.images)
     steps, attention = ("token", "tensor"), ("qkr", "qk")

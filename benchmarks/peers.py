@@ -31,7 +31,7 @@ def quantized_by_onnxruntime(source: Path, name: str, images: list[NDArray[np.fl
     )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.feeds = iter([{name: image} for image in images])
 

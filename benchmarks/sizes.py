@@ -65,7 +65,7 @@ def write(model: str, folder: Path) -> dict[tuple[str, str, str], Path]:
     torch.manual_seed(0)
     network: Any = timm.create_model(MODELS[model]).eval()
     save_file(network.state_dict(), folder / "weights.safetensors")
-    files = {}
+    files: dict[tuple[str, str, str], Path] = {}
     for form, choices in FORMS.items():
         for bits in (2, 3, 4):
             config = Quantization(bits, bits, **choices)

@@ -52,7 +52,7 @@ def main() -> None:
 def measure(network: Any) -> Iterator[dict[str, Any]]:
     images = torch.randn(2, 3, 224, 224)
     for (weight_bits, act_bits), act_step, attention in product(WIDTHS, ("token", "tensor"), ("qkr", "qk")):
-        config = Quantization(weight_bits, act_bits, act_step=act_step, attention=attention)
+        config = Quantization(weight_bits, act_bits, act_step=act_step, attention=attention)  # type: ignore[arg-type]
         student, _ = convert(network, config)
         calibrate(student, images)
         frozen = freeze(student, config, folder_preprocessing(224), tuple(map(str, range(1000))))

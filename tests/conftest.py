@@ -11,6 +11,7 @@ from ofq_deploy import api
 
 # Tiny models, and a test process per core: more threads would only wait for one another. Read by child processes too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ |= {"PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}  # no test downloads
 
 # No deadline in either: the first example of a test pays for importing torch.
 settings.register_profile("dev", max_examples=25, deadline=None)

@@ -40,7 +40,7 @@ from ofq_deploy.train.methods.annealing import ConfidenceGuided
 from ofq_deploy.train.quantizers import WEIGHT_QUANTIZERS, Coded, Quantizers, WeightQuantizer
 from ofq_deploy.train.reference import weight_units
 from ofq_deploy.train.witness import TorchRunner
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 PREPROCESSING = Preprocessing(16, 16, "bilinear", (0.5,), (0.25,))
 

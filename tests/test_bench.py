@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from ofq_deploy.runtime_tests.runners import openvino
 from ofq_deploy.runtime_tests.speed import bench, speedup
 from ofq_deploy.runtime_tests.speed.arithmetic import Work, work
 from ofq_deploy.runtime_tests.speed.speedup import Speedup
-from tests.test_lint import DEQUANTIZED, frozen_model, node, write
+from tests.support.graphs import DEQUANTIZED, node, write
+from tests.support.models import frozen_model, sizes
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
 
@@ -171,7 +174,7 @@ def test_deit_tiny_by_hand() -> None:
 def test_a_trained_model_and_its_float_baseline(
     tiny_run: Path, portable_model: Path, ort_model: Path, tmp_path: Path
 ) -> None:
-    a = load_frozen(tiny_run / "frozen.safetensors").architecture
+    a = sizes(load_frozen(tiny_run / "frozen.safetensors"))
     shape = (2, 1, a.image_size, a.image_size)
     fp32 = work(api.export(tiny_run, target="fp32", output=tmp_path / "fp32.onnx"), shape)
     floats = by_hand(a, False, a.tokens)
@@ -189,7 +192,7 @@ def test_a_trained_model_and_its_float_baseline(
 @pytest.mark.parametrize("weight_bits", [2, 3, 4, 8])
 def test_every_target_and_width_multiplies_the_same(weight_bits: int, tmp_path: Path) -> None:
     frozen = frozen_model(Quantization(weight_bits, 4, attention="qk", act_step="tensor"))
-    a = frozen.architecture
+    a = sizes(frozen)
     shape = (1, a.channels, a.image_size, a.image_size)
     edges = a.patches * a.channels * a.patch_size**2 * a.dim + a.prefix * a.dim * a.classes
     macs = by_hand(a, False, a.prefix)
@@ -474,7 +477,7 @@ class Recorder(Runner):
 
 def test_rounds_call_each_once_and_halves_open_in_both_orders() -> None:
     notes: list[str] = []
-    openers = [lambda name=name: Recorder(name, notes) for name in "ab"]
+    openers: list[Callable[[], Runner]] = [partial(Recorder, name, notes) for name in "ab"]
     wall, cpu, _ = bench._interleaved(openers, (1, 1, 2, 2), 0.02, 1, Reporter())
     first = notes.index("close b")
     halves = notes[: first + 2], notes[first + 2 :]

@@ -23,7 +23,7 @@ from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.reference import load_student
 from ofq_deploy.train.sources.models import build_model
 from ofq_deploy.train.witness import TorchRunner
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 PREPROCESSING = Preprocessing(16, 16, "bilinear", (0.5,), (0.25,))
 LABELS = tuple("abcdefg")

@@ -9,7 +9,7 @@ from ofq_deploy.recipe import Annealing, Quantization
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.methods.annealing import ConfidenceGuided, annealed_layers
 from ofq_deploy.train.quantizers import LsqWeight, StatsQ, WeightQuantizer, statsq_units
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 RANGE = 0.05  # wide, so that small layers have enough undecided weights
 CONFIGS = [

@@ -255,14 +255,15 @@ RESULT_KEYS = {
 
 
 def _arguments(command: str, run: Path, image: Path) -> list[object]:
-    return {
+    words: dict[str, list[object]] = {
         "export": ["export", run],
         "predict": ["predict", image, "--model", run],
         "validate": ["validate", run, "--images", 2],
         "bench": ["bench", run, "--seconds", 0],
         "inspect": ["inspect", run],
         "doctor": ["doctor"],
-    }[command]
+    }
+    return words[command]
 
 
 @pytest.mark.parametrize("command", ["predict", "validate", "bench", "inspect", "doctor"])
@@ -839,7 +840,7 @@ def test_the_demo_seed_decides_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_p
         seen.append(recipe.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo.api, "train", stop)
+    monkeypatch.setattr(api, "train", stop)
     with pytest.raises(KeyboardInterrupt):
         demo.run_demo(tmp_path / "out", 5, False, Reporter())
 

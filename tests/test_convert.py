@@ -13,7 +13,7 @@ from ofq_deploy.errors import ModelError
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.convert import Replacement, activation_quantizers, calibrate, convert, quantizers_off
 from ofq_deploy.train.freeze import freeze
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 FORMS = ("qkr", "qk")
 PREPROCESSING = Preprocessing(16, 16, "bilinear", (0.5,), (0.25,))

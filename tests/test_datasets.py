@@ -1,6 +1,5 @@
 """Folders without labels, tables of files and labels, rows of encoded images, and files that name classes."""
 
-import os
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -18,6 +17,7 @@ from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.data.imagenet import names, wnids
 from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import BackendMissing, DataError
+from tests.support.real_data import real
 
 DIGITS = tuple("0123456789")
 
@@ -181,10 +181,7 @@ def test_a_folder_of_parquet_files_has_splits_to_train_on(tmp_path: Path) -> Non
 
 
 def test_the_shared_sample_of_cifar10_is_read() -> None:
-    folder = Path(os.environ.get("OFQ_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data" / "cifar10"
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}; set OFQ_SHARED")
-    data = load_dataset(str(folder), 32)
+    data = load_dataset(str(real("data/cifar10")), 32)
 
     assert (len(data.train), len(data.test)) == (5000, 1000)
     assert np.bincount(data.test.classes).tolist() == [100] * 10

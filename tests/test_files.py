@@ -124,7 +124,7 @@ def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
 def test_a_full_disk_while_renaming_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out"
     target.write_text("old")
-    monkeypatch.setattr(files.os, "replace", _raise)
+    monkeypatch.setattr(os, "replace", _raise)
     with pytest.raises(OutputError) as error:
         write_text(target, "new", force=True)
 
@@ -136,8 +136,8 @@ def test_a_full_disk_while_renaming_keeps_the_old_folder(tmp_path: Path, monkeyp
     target = tmp_path / "run"
     target.mkdir()
     (target / "manifest.json").write_text("kept")
-    monkeypatch.setattr(files.os, "replace", _raise)
-    monkeypatch.setattr(files.os, "rename", _raise)
+    monkeypatch.setattr(os, "replace", _raise)
+    monkeypatch.setattr(os, "rename", _raise)
     with pytest.raises(OutputError, match="No space left on device"), replacing(target, force=True) as temporary:
         _fill_folder(temporary)
 
@@ -186,7 +186,7 @@ def test_a_folder_without_a_name_of_its_own_is_never_replaced(
     monkeypatch.chdir(folder)
     removed: list[Path] = []
     monkeypatch.setattr(files, "_remove", removed.append)
-    monkeypatch.setattr(files.os, "replace", _raise)
+    monkeypatch.setattr(os, "replace", _raise)
     with pytest.raises(OutputError) as error, replacing(Path(place), force=True) as temporary:
         temporary.mkdir()
 

@@ -27,12 +27,12 @@ from ofq_deploy.train.convert import activation_quantizers, calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.layers import QuantLinear
 from ofq_deploy.train.witness import TorchRunner
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 LABELS = tuple("abcdefg")
 BITS = ((2, 2), (3, 3), (4, 4), (8, 8), (2, 4))
 CONFIGS = [
-    Quantization(weight_bits, act_bits, attention, act_step, weights)
+    Quantization(weight_bits, act_bits, attention, act_step, weights)  # type: ignore[arg-type]
     for (weight_bits, act_bits), act_step, attention, weights in itertools.product(
         BITS, ("token", "tensor"), ("qkr", "qk"), ("statsq", "lsq")
     )
@@ -41,9 +41,9 @@ CONFIGS += [replace(config, shifts=False) for config in CONFIGS if config.act_bi
 Damage = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def trained(config: Quantization, **sizes: Any) -> torch.nn.Module:
+def trained(config: Quantization, **sizes: Any) -> Any:
     """A calibrated model whose shifts are not zero, as after training."""
-    model = convert(small_vit(**sizes), config)[0].eval()
+    model: Any = convert(small_vit(**sizes), config)[0].eval()
     calibrate(model, random_images(16, model.patch_embed.proj.weight.shape[1], seed=1))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -6,97 +6,25 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
-from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.model.file import read_model
-from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.recipe import Quantization
-from ofq_deploy.runtime_tests.lint.rules import Finding, lint
-from ofq_deploy.train.convert import calibrate, convert
-from ofq_deploy.train.freeze import freeze
-from tests.strategies import random_images, small_vit
+from ofq_deploy.runtime_tests.lint.findings import Finding
+from ofq_deploy.runtime_tests.lint.rules import lint
+from tests.support.graphs import CONTRIB, DEQUANTIZED, OUT, PRODUCT, QUANTIZE, TOKENS, WIDTH, codes, floats, node, write
+from tests.support.models import frozen_model
 
 WIDTHS = [(2, 2), (3, 3), (4, 4), (8, 8), (2, 4), (8, 4), (4, 8)]
 OTHER_FORMS: list[dict[str, Any]] = [{"weights": "lsq", "weight_bits": 8}, {"shifts": False}, {"key_bias": False}]
-TOKENS, WIDTH, OUT = 6, 8, 16
-IMAGE = ("x", TensorProto.FLOAT, ["batch", TOKENS, WIDTH])
-CONTRIB = "com.microsoft"
-random = np.random.default_rng(0)
-
-
-def node(kind: str, inputs: str, output: str, domain: str = "", **attributes: Any) -> onnx.NodeProto:
-    """Inputs apart by blanks, `-` for one that is left out; the output names the node."""
-    names = ["" if name == "-" else name for name in inputs.split()]
-    return helper.make_node(kind, names, [output], name=output, domain=domain, **attributes)
-
-
-def floats(*shape: int) -> Any:
-    return random.random(shape, dtype=np.float32) + np.float32(0.1)
-
-
-def codes(*shape: int, dtype: Any = np.int8) -> Any:
-    return random.integers(0, 7, shape).astype(dtype)
-
-
-CONSTANTS = {
-    "step": np.float32(0.1),
-    "zero": np.uint8(8),
-    "zero_int8": np.int8(0),
-    "one": np.float32(1),
-    "third": np.float32(0.3),
-    "weight": codes(WIDTH, OUT),
-    "scale": floats(OUT),
-    "zeros": np.zeros(OUT, dtype=np.int8),
-    "bias": floats(OUT),
-    "wide_bias": floats(1, 1, OUT),
-}
-QUANTIZE = node("QuantizeLinear", "x step zero", "codes")
-PRODUCT = node("MatMulIntegerToFloat", "codes weight one scale zero", "product", CONTRIB)
-DEQUANTIZED = [
-    QUANTIZE,
-    node("DequantizeLinear", "codes step zero", "left"),
-    node("DequantizeLinear", "weight scale zeros", "right", axis=1),
-    node("MatMul", "left right", "product"),
-]
-
-
-def write(path: Path, nodes: list[onnx.NodeProto], image: Any = IMAGE, overridable: str = "", **more: Any) -> Path:
-    """A model of `nodes` whose output is that of the last one, with the constants that they read."""
-    read = {name for made in nodes for name in made.input} - {name for made in nodes for name in made.output}
-    constants = {name: value for name, value in {**CONSTANTS, **more}.items() if name in read}
-    tensors = [
-        value if isinstance(value, TensorProto) else onnx.numpy_helper.from_array(np.asarray(value), name)
-        for name, value in constants.items()
-    ]
-    inputs = [helper.make_tensor_value_info(*image)]
-    inputs += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in tensors if t.name == overridable]
-    graph = helper.make_graph(nodes, "model", inputs, [onnx.ValueInfoProto(name=nodes[-1].output[0])], tensors)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    return path
 
 
 def found(findings: list[Finding]) -> list[tuple[str, str]]:
     return [(finding.rule, finding.node) for finding in findings]
-
-
-def frozen_model(config: Quantization) -> Frozen:
-    """Not trained, but calibrated, with shifts that are not zero; in colour and distilled with steps per token."""
-    channels = 3 if config.act_step == "token" else 1
-    model = convert(small_vit(distilled=channels == 3, channels=channels, depth=2), config)[0].eval()
-    calibrate(model, random_images(8, channels))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("before", "after")):
-                parameter.copy_(torch.linspace(-0.1, 0.1, parameter.numel()).view(parameter.shape))
-    how = Preprocessing(16, 16, "bilinear", (0.5,) * channels, (0.25,) * channels)
-    return freeze(model, config, how, tuple("abcdefg"))
 
 
 @pytest.mark.parametrize("attention", ["qkr", "qk"])

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.runtime_tests.lint import tensorrt_rules
-from ofq_deploy.runtime_tests.lint.findings import UNKNOWN, element_type
-from ofq_deploy.runtime_tests.lint.rules import Finding, lint
-from tests.test_lint import CONTRIB, node
+from ofq_deploy.runtime_tests.lint.findings import UNKNOWN, Finding, element_type
+from ofq_deploy.runtime_tests.lint.rules import lint
+from tests.support.graphs import CONTRIB, node
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS, WIDTH, OUT = 197, 64, 32
@@ -565,7 +565,9 @@ def test_each_rule_finds_its_fault_and_no_other(tmp_path: Path, name: str) -> No
 
 def judged(folder: Path) -> dict[str, Any]:
     pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx, to compare with what it builds")
-    subprocess.run([sys.executable, ROOT / "tests/rtx_judge.py", folder], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, ROOT / "tests" / "support" / "rtx_judge.py", folder], check=True, capture_output=True
+    )
     return dict(json.loads((folder / "verdicts.json").read_text()))
 
 
@@ -696,8 +698,8 @@ def test_a_cycle_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_lists_findings_by_kind(tmp_path: Path) -> None:
     path = write(CASES["uint8"], tmp_path / "model.onnx")
-    command = [sys.executable, "-m", "ofq_deploy", "lint", path, "--target", "tensorrt"]
-    run = [subprocess.run([*command, *more], capture_output=True, text=True) for more in ([], ["--json"])]
+    command = [sys.executable, "-m", "ofq_deploy", "lint", str(path), "--target", "tensorrt"]
+    run = [subprocess.run(words, capture_output=True, text=True) for words in (command, [*command, "--json"])]
 
     assert [done.returncode for done in run] == [3, 3]
     assert run[0].stdout.startswith("wrong Q2: QuantizeLinear codes: its codes are uint8, which TensorRT takes for")

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -34,13 +33,25 @@ from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.reference import weight_units
 from ofq_deploy.train.sources import unpickle
 from ofq_deploy.train.sources.official import load_official
-from tests.official_mini import DEPTH, DIM, Bits, State, checkpoint, edited, golden, sample_images, without_steps
+from tests.support.models import sizes
+from tests.support.official_mini import (
+    DEPTH,
+    DIM,
+    Bits,
+    State,
+    checkpoint,
+    edited,
+    golden,
+    sample_images,
+    without_steps,
+)
+from tests.support.real_data import real
 from tests.test_schemas import check
 
-SHARED = Path(os.environ.get("OFQ_SHARED", Path(__file__).parents[2] / "shared")).resolve() / "ofq-official"
+CHECKPOINT, GOLDEN = "ofq-official/deit_t_w4a4_qkr.pth.tar", "ofq-official/deit_t_w4a4_qkr.golden.npz"
 LABELS = tuple("0123456789")
 Done = subprocess.CompletedProcess[str]
-Golden = dict[str, NDArray[Any]]
+Golden = dict[str, Any]  # of arrays
 
 
 def _run(*arguments: object, cwd: Path) -> Done:
@@ -207,7 +218,10 @@ def test_an_imported_checkpoint_computes_what_the_official_model_does(
     assert (frozen.quantization.weight_bits, frozen.quantization.act_bits) == (
         (bits, bits) if isinstance(bits, int) else bits
     )
-    assert (frozen.quantization.attention, list(frozen.heads)) == (attention, ["head", "head_dist"][: 1 + distilled])
+    assert (frozen.quantization.attention, list(sizes(frozen).classifiers)) == (
+        attention,
+        ["head", "head_dist"][: 1 + distilled],
+    )
     assert frozen.labels == LABELS
 
 
@@ -884,23 +898,16 @@ def test_every_block_has_a_verdict(mini: dict[str, Any], mini_golden: Golden) ->
 
 # The files made with the official code.
 
-needs_shared = pytest.mark.skipif(
-    not (SHARED / "deit_t_w4a4_qkr.pth.tar").is_file(),
-    reason=f"OFQ_SHARED names no folder with ofq-official/deit_t_w4a4_qkr.pth.tar (looked in {SHARED})",
-)
-
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The official DeiT-T as a run, and what the comparison with its golden data said."""
     cwd = tmp_path_factory.mktemp("official")
-    _ok(_run("import", SHARED / "deit_t_w4a4_qkr.pth.tar", cwd=cwd))
-    data = SHARED / "deit_t_w4a4_qkr.golden.npz"
-    done = _ok(_run("validate", "runs/deit_t_w4a4_qkr", "--golden", data, "--json", "--quiet", cwd=cwd))
+    _ok(_run("import", real(CHECKPOINT), cwd=cwd))
+    done = _ok(_run("validate", "runs/deit_t_w4a4_qkr", "--golden", real(GOLDEN), "--json", "--quiet", cwd=cwd))
     return cwd / "runs" / "deit_t_w4a4_qkr", json.loads(done.stdout)
 
 
-@needs_shared
 def test_the_official_checkpoint_computes_what_the_official_code_did(official: tuple[Path, dict[str, Any]]) -> None:
     result = official[1]
 
@@ -912,22 +919,20 @@ def test_the_official_checkpoint_computes_what_the_official_code_did(official: t
     assert result["same_prediction"] == result["images"] == 2
 
 
-@needs_shared
 def test_the_official_checkpoint_brings_imagenets_labels(official: tuple[Path, dict[str, Any]]) -> None:
     frozen = load_frozen(official[0] / "frozen.safetensors")
-    a = frozen.architecture
+    a = sizes(frozen)
 
     assert (a.image_size, a.patch_size, a.tokens, a.dim, a.heads, a.depth) == (224, 16, 198, 192, 3, 12)
     assert (len(frozen.labels), frozen.labels[0]) == (1000, "tench")
     assert (frozen.quantization.weight_bits, frozen.quantization.act_bits) == (4, 4)
 
 
-@needs_shared
 def test_the_small_models_formulas_are_those_of_the_official_code() -> None:
     """Codes of block 0 and all weights, but for the few that a float32 sum in another order moves."""
     with torch.serialization.safe_globals([argparse.Namespace]):
-        file = torch.load(SHARED / "deit_t_w4a4_qkr.pth.tar", weights_only=True)
-    with np.load(SHARED / "deit_t_w4a4_qkr.golden.npz") as arrays:
+        file = torch.load(real(CHECKPOINT), weights_only=True)
+    with np.load(real(GOLDEN)) as arrays:
         ours = golden(file, torch.from_numpy(arrays["images"]))
         keys = [name for name in ours if name.startswith(("code_", "step_")) and "head" not in name]
         shares = {name: float((ours[name] != arrays[name]).mean()) for name in keys}

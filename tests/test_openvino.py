@@ -9,11 +9,15 @@ import pytest
 from ofq_deploy import api
 from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
+from ofq_deploy.export.network import build
+from ofq_deploy.export.targets import TARGETS
+from ofq_deploy.export.write import write_checked
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.runners import openvino
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
+from tests.support.models import frozen_model
 
 TENSOR = {"quantization.act_step": "tensor", "quantization.attention": "qk", "teacher.epochs": 4}
 
@@ -82,9 +86,6 @@ def test_steps_per_token_are_refused(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_nine_bit_integers_are_refused() -> None:
-    from ofq_deploy.export.targets import TARGETS
-    from tests.test_lint import frozen_model
-
     frozen = frozen_model(Quantization(8, 8, attention="qk", act_step="tensor"))
 
     with pytest.raises(UnsupportedByTarget, match="9 bits"):
@@ -107,11 +108,6 @@ def test_validate_of_a_run_takes_what_can_be_proven(model: Path, run: Path) -> N
 
 
 def test_the_file_advised_for_steps_per_token_runs_at_a_fixed_batch(tmp_path: Path) -> None:
-    from ofq_deploy.export.network import build
-    from ofq_deploy.export.targets import TARGETS
-    from ofq_deploy.export.write import write_checked
-    from tests.test_lint import frozen_model
-
     path = tmp_path / "model.onnx"
     write_checked(build(frozen_model(Quantization(4, 4, attention="qk")), TARGETS["ort-cpu"]), path)
     images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 from google.protobuf import text_format
 from numpy.typing import NDArray
+from packaging.requirements import Requirement
 from PIL import Image
 from tritonclient.grpc import model_config_pb2
 
@@ -28,11 +29,10 @@ from ofq_deploy.files import sha256
 from ofq_deploy.model.file import open_model, read_model
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 from ofq_deploy.serving.servable import oldest_onnxruntime
+from tests.support.real_data import real
 
 ROOT = Path(__file__).resolve().parent.parent
 SEVEN = ROOT / "docs" / "images" / "seven.png"
-SHARED = Path(os.environ.get("OFQ_SHARED", ROOT.parent / "shared")).resolve()
-CHECKPOINT, PHOTOGRAPHS = SHARED / "ofq-official" / "deit_t_w4a4_qkr.pth.tar", SHARED / "data" / "nips1000" / "images"
 PREFIX = "ofq_deploy."
 
 
@@ -255,21 +255,36 @@ def test_any_tensor_name_survives_the_text(model: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with onnxruntime, numpy and pillow, in the versions of this one."""
+    """A Python with onnxruntime, numpy, pillow and what they ask for: links to what is installed here."""
     folder = tmp_path_factory.mktemp("bare") / "venv"
-    venv.create(folder, with_pip=True)
-    python = folder / "bin" / "python"
-    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in ("onnxruntime", "numpy", "pillow")]
-    done = subprocess.run([python, "-m", "pip", "install", "-q", *wanted], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    venv.create(folder)
+    python, (site,) = folder / "bin" / "python", folder.glob("lib/python*/site-packages")
+    for distribution in _with_requirements("onnxruntime", "numpy", "pillow"):
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / name).exists():
+                (site / name).symlink_to(str(distribution.locate_file(name)))
+    assert subprocess.run([python, "-I", "-c", "import onnxruntime, numpy, PIL"]).returncode == 0
     for name in ("ofq_deploy", "torch", "onnx"):
         assert subprocess.run([python, "-I", "-c", f"import {name}"], capture_output=True).returncode == 1
     return python
 
 
+def _with_requirements(*names: str) -> list[importlib.metadata.Distribution]:
+    """Distributions, and those that they need, extras left out."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = importlib.metadata.distribution(name)
+            asked = map(Requirement, found[name].requires or ())
+            waiting += [one.name for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return list(found.values())
+
+
 def _predictions(python: Path, package: Path, images: list[Path], cwd: Path) -> list[dict[str, Any]]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [python, "-I", package / "predict.py", *images]
+    command: list[str | Path] = [python, "-I", package / "predict.py", *images]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -369,15 +384,12 @@ def test_turned_images_are_told_apart(portable_model: Path, tmp_path: Path) -> N
     assert apart.min() > 1e-5
 
 
-@pytest.mark.skipif(
-    not (CHECKPOINT.is_file() and PHOTOGRAPHS.is_dir()),
-    reason=f"OFQ_SHARED names no folder with {CHECKPOINT.name} and nips1000 (looked in {SHARED})",
-)
 def test_a_bare_python_predicts_what_we_predict_on_photographs(bare_python: Path, tmp_path: Path) -> None:
-    run = api.import_checkpoint(CHECKPOINT, output=tmp_path / "run")
+    checkpoint, folder = real("ofq-official/deit_t_w4a4_qkr.pth.tar"), real("data/nips1000/images")
+    run = api.import_checkpoint(checkpoint, output=tmp_path / "run")
     path = api.export(run, target="ort-cpu")
     api.package(run, kind="ort", output=tmp_path / "served")
-    photographs = sorted(PHOTOGRAPHS.iterdir())[::50]
+    photographs = sorted(folder.iterdir())[::50]
     with Image.open(photographs[0]) as picture:
         images = [*photographs, *_strange_images(tmp_path / "images", picture.convert("RGB"))]
     found = _predictions(bare_python, tmp_path / "served", images, tmp_path)

@@ -42,10 +42,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed_wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, unpacked into a folder of its own without its dependencies."""
     wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
-    built = run("-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), str(checkout), cwd=wheels)
+    pip = ("-m", "pip", "-q")
+    built = run(*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", str(wheels), str(checkout), cwd=wheels)
     assert built.returncode == 0, built.stderr
     (wheel,) = wheels.glob("*.whl")
-    done = run("-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel), cwd=wheels)
+    done = run(*pip, "install", "--no-deps", "--target", str(site), str(wheel), cwd=wheels)
     assert done.returncode == 0, done.stderr
     return site
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.packing import pack_planes, packed_bytes, storage, unpack_planes, weight
 from ofq_deploy.model.file import decoder, read_model
-from ofq_deploy.model.frozen import Linear
+from ofq_deploy.model.frozen import CodedLinear
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=13)
@@ -38,9 +38,10 @@ def test_runtime_decodes_every_storage(bits: int, opset: int, grid: str, shape: 
     codes = np.random.default_rng(bits).integers(-half, half, shape).astype(np.int8)
     codes.flat[:2] = -half, half - 1
     steps = np.ones(shape[0], dtype=np.float32)
-    linear = Linear(codes, grid, bits, steps, steps, None)  # type: ignore[arg-type]
+    linear = CodedLinear(codes, grid, bits, steps, steps, None)  # type: ignore[arg-type]
     builder = Builder()
     value = weight(builder, "layer", linear, storage(linear.bits, opset))
+    assert value.name
     image = ir.Value(name="image", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
     out = builder.op("Identity", [image], "logits")
     out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([1])

@@ -242,8 +242,8 @@ def test_bad_names_are_told(portable_model: Path, options: dict[str, str], error
 
 
 def test_torch_needs_the_run(portable_model: Path, tmp_path: Path, tiny_run: Path) -> None:
-    model = shutil.copy(portable_model, tmp_path / "alone.onnx")
-    frozen = shutil.copy(tiny_run / "frozen.safetensors", tmp_path / "other.safetensors")
+    model = shutil.copyfile(portable_model, tmp_path / "alone.onnx")
+    frozen = shutil.copyfile(tiny_run / "frozen.safetensors", tmp_path / "other.safetensors")
 
     with pytest.raises(RunError, match=r"torch needs the run folder .*--leader oracle"):
         api.parity(model, run=frozen, data="digits")

@@ -1,7 +1,9 @@
 """Train, freeze, export and prove: every width, step form, attention form and target."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,16 +12,19 @@ import pytest
 from ofq_deploy import api
 from ofq_deploy.export.packing import packed_bytes
 from ofq_deploy.model.file import read_model
-from ofq_deploy.model.frozen import load_frozen
+from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.recipe import Recipe, load_recipe, override
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 from ofq_deploy.runtime_tests.speed.executed import executed_operators
+from tests.support.models import sizes
 
 WIDTHS = [(2, 2), (3, 3), (4, 4), (8, 8), (2, 4)]
+FORMS = [*product(WIDTHS, ["token", "tensor"], ["qkr", "qk"])]
+FORMS += [((5, 5), "token", "qkr"), ((6, 6), "tensor", "qk"), ((7, 7), "token", "qk")]  # stored alike, in a byte
 SHORT = {"teacher.epochs": 2, "train.epochs": 1, "cga.epochs": 1, "model.depth": 2}
 
 
-def short(**quantization: object) -> Recipe:
+def short(**quantization: Any) -> Recipe:
     recipe = override(load_recipe("digits-w4a4"), SHORT)
     return replace(recipe, quantization=replace(recipe.quantization, **quantization))
 
@@ -30,10 +35,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("attention", ["qkr", "qk"])
-@pytest.mark.parametrize("act_step", ["token", "tensor"])
-@pytest.mark.parametrize(("weight_bits", "act_bits"), WIDTHS)
-def test_everything_is_proven(runs: Path, weight_bits: int, act_bits: int, act_step: str, attention: str) -> None:
+@pytest.mark.parametrize(("bits", "act_step", "attention"), FORMS)
+def test_everything_is_proven(runs: Path, bits: tuple[int, int], act_step: str, attention: str) -> None:
+    weight_bits, act_bits = bits
     recipe = short(weight_bits=weight_bits, act_bits=act_bits, act_step=act_step, attention=attention)
     run = api.train(recipe, output=runs / f"w{weight_bits}a{act_bits}-{act_step}-{attention}", device="cpu")
     frozen = load_frozen(run / "frozen.safetensors")
@@ -49,22 +53,22 @@ def test_everything_is_proven(runs: Path, weight_bits: int, act_bits: int, act_s
         assert result["runtime_agrees_with_float64"] >= result["float32_agrees_with_float64"] - 1
         executed = executed_operators(model)
         assert (0, small, 0) == (executed.float, executed.small, executed.leftover_dequantize)
-        _check_packed_bytes(read_model(model), frozen.linears, frozen)
+        _check_packed_bytes(read_model(model), frozen)
 
 
-def _check_packed_bytes(model: onnx.ModelProto, linears: dict[str, dict[str, object]], frozen: object) -> None:
+def _check_packed_bytes(model: onnx.ModelProto, frozen: Frozen) -> None:
     """Bytes in the file are the true width of each tensor."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name in linears:
+    for name in frozen.linears:
         stored = tensors.get(f"{name}.weight.codes", tensors.get(f"{name}.weight"))
-        linear = frozen.linear(name)  # type: ignore[attr-defined]
+        linear = frozen.linear(name)
         assert stored is not None
         assert packed_bytes(linear.bits, linear.codes.size) == len(stored.raw_data), name
 
 
 @pytest.mark.parametrize("changes", [{"weights": "lsq"}, {"shifts": False}, {"weights": "lsq", "shifts": False}])
 @pytest.mark.parametrize("attention", ["qkr", "qk"])
-def test_other_forms_are_proven(runs: Path, attention: str, changes: dict[str, object]) -> None:
+def test_other_forms_are_proven(runs: Path, attention: str, changes: dict[str, Any]) -> None:
     name = "-".join([attention, *map(str, changes.values())])
     run = api.train(short(attention=attention, weight_bits=3, act_bits=3, **changes), output=runs / name, device="cpu")
 
@@ -81,7 +85,7 @@ def test_model_without_distillation_head(runs: Path, distilled: bool) -> None:
     result = api.validate(api.export(run))
 
     assert result["passed"], result["faults"]
-    assert (2 if distilled else 1) == load_frozen(run / "frozen.safetensors").architecture.prefix
+    assert (2 if distilled else 1) == sizes(load_frozen(run / "frozen.safetensors")).prefix
 
 
 def test_training_is_deterministic(tmp_path: Path) -> None:
@@ -107,7 +111,8 @@ def test_lower_opset_changes_the_packing_and_not_the_result(tiny_run: Path, tmp_
     images = np.random.default_rng(0).standard_normal((3, 1, 16, 16)).astype(np.float32)
 
     assert [onnx.load(path).opset_import[0].version for path in (default, lower)] == [21, 20]
-    np.testing.assert_array_equal(*(run_logits(open_session(path), images) for path in (default, lower)))
+    one, other = (run_logits(open_session(path), images) for path in (default, lower))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_float_baseline_computes_the_teacher(tiny_run: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Model
 from ofq_deploy.train.convert import quantizers_off
 from ofq_deploy.train.sources.timm_weights import load_pretrained, model_of
+from tests.support.models import sizes
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 1000}
 
@@ -144,7 +145,7 @@ def test_imagenet_weights_keep_their_thousand_classes(tmp_path: Path) -> None:
     run = train(tmp_path / "weights.safetensors", data, tmp_path / "run")
 
     frozen = api.load_frozen(run / "frozen.safetensors")
-    assert (frozen.architecture.classes, frozen.architecture.prefix, frozen.labels) == (1000, 2, names())
+    assert (frozen.graph.classes, sizes(frozen).prefix, frozen.labels) == (1000, 2, names())
     teacher = load_file(run / "teacher.safetensors")
     torch.testing.assert_close(teacher["head.weight"], weights["head.weight"], rtol=0, atol=0)
     torch.testing.assert_close(teacher["head_dist.weight"], weights["head.weight"], rtol=0, atol=0)

@@ -19,7 +19,7 @@ def one_ms(call: Call, samples: int, calls: int) -> list[float]:
 
 def test_candidates_take_turns_and_none_is_always_first() -> None:
     order: list[str] = []
-    calls = {name: lambda number, name=name: order.append(name) for name in "abc"}
+    calls: dict[str, Call] = {name: lambda number, name=name: order.append(name) for name in "abc"}  # type: ignore[misc]
 
     found = measure(calls, one_ms, lambda: None, QUICK, Reporter(True), "turns")
 

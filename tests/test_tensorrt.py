@@ -28,7 +28,7 @@ from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.lint.tensorrt_check import Check, check
 from ofq_deploy.runtime_tests.proof.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
 from ofq_deploy.runtime_tests.runners import tensorrt_build
-from tests.test_lint import frozen_model
+from tests.support.models import frozen_model, sizes
 from tests.test_schemas import check as check_schema
 
 compiles = pytest.mark.skipif(
@@ -56,7 +56,7 @@ def export(frozen: Frozen, path: Path) -> Path:
 
 
 def prove(path: Path, frozen: Frozen) -> list[str]:
-    a, report = frozen.architecture, Reporter(quiet=True)
+    a, report = sizes(frozen), Reporter(quiet=True)
     images = np.random.default_rng(0).standard_normal((40, a.channels, 16, 16), dtype=np.float32)
     operators = prove_operators(path, frozen, images[:8], None, report)
     weights, free = prove_weights(path, frozen), prove_free_run(path, frozen, images, report)
@@ -76,7 +76,7 @@ def test_every_quantized_product_is_int8_and_every_code_is_proven(
 
     result = check(path)
 
-    assert result.faults == result.warnings == result.in_float == ()
+    assert (result.faults, result.warnings, result.in_float) == ((), (), ())
     assert result.expected == result.int8 == PRODUCTS[attention] + EDGES[act_step]
     assert result.int8_gemms == MERGED[attention] + EDGES[act_step]
     small = {f"blocks.{block}.attn.scores.{role}" for block in range(BLOCKS) for role in small_products(frozen)}
@@ -328,7 +328,10 @@ def test_a_missing_driver_is_no_part_of_a_refusal(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["bias", "one"], ["b"], name="bias_pair"),
         helper.make_node("Add", ["x", "b"], ["y"], name="sum"),
     ]
-    constants = [numpy_helper.from_array(np.int32([1, 2]), "bias"), numpy_helper.from_array(np.float32(1), "one")]
+    constants = [
+        numpy_helper.from_array(np.array([1, 2], np.int32), "bias"),
+        numpy_helper.from_array(np.array(1, np.float32), "one"),
+    ]
     x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy")
     graph = helper.make_graph(nodes, "graph", [x], [y], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")

@@ -32,7 +32,7 @@ from ofq_deploy.runtime_tests.runners.tensorrt import TensorRTRunner, count_prod
 from ofq_deploy.runtime_tests.speed import tensorrt_bench
 from ofq_deploy.runtime_tests.speed.float16 import float16
 from ofq_deploy.runtime_tests.speed.rounds import Protocol
-from tests.fake_tensorrt import FakeStream, FakeTensorRT
+from tests.support.fake_tensorrt import FakeStream, FakeTensorRT
 from tests.test_schemas import check
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0")
@@ -178,11 +178,8 @@ def test_another_ingredient_is_another_engine(
 
 def test_every_ingredient_is_in_the_key() -> None:
     one = Ingredients("m", "b", "tensorrt", "11", "H100", "9.0", "580", (1, 1, 1), None)
-    others = [
-        replace(one, **{field.name: (2, 2, 2) if field.name == "profile" else 4 if one_is_none else "other"})
-        for field in fields(one)
-        for one_is_none in [getattr(one, field.name) is None]
-    ]
+    values: dict[str, Any] = {"profile": (2, 2, 2), "optimization_level": 4}
+    others = [replace(one, **{field.name: values.get(field.name, "other")}) for field in fields(one)]
 
     assert len({entry.key for entry in [one, *others]}) == len(fields(one)) + 1
     assert replace(one).key == one.key
@@ -224,7 +221,7 @@ def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Pat
 
 
 def test_an_engine_without_room_to_run_is_told(trt: FakeTensorRT, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
+    monkeypatch.setattr("tests.support.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
 
     with pytest.raises(OnnxFileError, match="TensorRT cannot prepare the engine for batch 64: it did not say why"):
         TensorRTRunner(model, 64)

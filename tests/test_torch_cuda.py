@@ -30,6 +30,7 @@ from ofq_deploy.runtime_tests.speed import torch_cuda
 from ofq_deploy.runtime_tests.speed.int8_block import Block, check_block, check_int8, product
 from ofq_deploy.runtime_tests.speed.rounds import Protocol, wall_timer
 from ofq_deploy.runtime_tests.speed.torch_cuda import Lane, bench_torch_cuda, block_products, compiled_block
+from tests.support.models import sizes
 from tests.test_schemas import check
 
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=1, samples=1, calls=2)
@@ -75,21 +76,20 @@ def test_a_product_is_exact(
     if coded:
         expected = np.clip(np.rint(expected / step), -8, 7)
 
-    ours = product(
-        *map(torch.from_numpy, (a, b, column, row, bias)), torch.from_numpy(step) if coded else None, (-8, 7)
-    )
+    given = [torch.from_numpy(array) for array in (a, b, column, row, bias)]
+    ours = product(*given, torch.from_numpy(step) if coded else None, (-8, 7))  # type: ignore[call-arg, arg-type]
 
     assert ours.dtype == (torch.int8 if coded else torch.float32)
     np.testing.assert_array_equal(ours.numpy(), expected)
 
 
 def values(frozen: Frozen, images: int) -> torch.Tensor:
-    a = frozen.architecture
+    a = sizes(frozen)
     return torch.from_numpy(np.random.default_rng(0).standard_normal((images, a.tokens, a.dim), dtype=np.float32))
 
 
 def test_a_block_computes_the_oracles_codes(either: Frozen) -> None:
-    for name in (f"blocks.{index}" for index in range(either.architecture.depth)):
+    for name in (f"blocks.{index}" for index in range(sizes(either).depth)):
         judged = check_block(Block(either, name, 3, product, "cpu"), values(either, 3))
 
         assert {row.operator for row in judged} == {key for key in either.quantizers if key.startswith(f"{name}.")}
@@ -131,7 +131,7 @@ def test_a_block_that_compiles_to_something_else_is_not_timed(frozen: Frozen) ->
 
 
 def test_the_products_are_the_models(frozen: Frozen, other: Frozen) -> None:
-    a = frozen.architecture
+    a = sizes(frozen)
     shapes = {shape.name: shape for shape in block_products(frozen)}
 
     assert (shapes["attn.z"].n, shapes["attn.z"].k) == (a.heads * a.dim, a.dim)
@@ -163,9 +163,11 @@ def test_what_the_command_tells_of_it(tiny_run: Path, ort_model: Path, monkeypat
     """From the bench of the processor, told as one of a GPU."""
     gpu = {"name": "NVIDIA H100", "capability": "9.0", "driver": "", "uuid": "GPU-0"}
     monkeypatch.setattr(cuda, "gpu", lambda otherwise: cuda.Gpu(**gpu))
-    monkeypatch.setattr(
-        torch_cuda, "bench_torch_cuda", lambda *given: bench_torch_cuda(*given[:3], QUICK, CPU) | {"gpu": gpu}
-    )
+
+    def on_the_cpu(frozen: Frozen, batches: tuple[int, ...], report: Reporter, *_: object) -> dict[str, Any]:
+        return bench_torch_cuda(frozen, batches, report, QUICK, CPU) | {"gpu": gpu}
+
+    monkeypatch.setattr(torch_cuda, "bench_torch_cuda", on_the_cpu)
     result = api.bench(ort_model, backend="torch-cuda", batches=(1, 2))
     check(result)
     page = render("title", [result])

@@ -30,7 +30,7 @@ from ofq_deploy.train.loop.student import student_phases, train_student
 from ofq_deploy.train.loop.teacher import float_teacher, teacher_key, teacher_phase
 from ofq_deploy.train.methods.annealing import ConfidenceGuided
 from ofq_deploy.train.methods.method import Method
-from tests.strategies import random_images, small_vit
+from tests.support.models import random_images, small_vit
 
 CLASSES = torch.tensor([0, 1, 2, 3])
 NO_AUGMENTATION = Augmentation(rotation=0.0, scale=0.0, shift=0.0)

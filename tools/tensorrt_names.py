@@ -1,23 +1,28 @@
-"""Whatever our code names of TensorRT's Python module exists in both generations, by the real bindings.
+"""Whether whatever our code names of TensorRT's Python module exists in both generations, by the real bindings.
+
+    python tools/tensorrt_names.py                    # downloads the bindings of both generations, 4 MB, once
+    python tools/tensorrt_names.py MODULE [SOURCE...] # JSON about one that is installed
 
 The bindings need three libraries that do not come with them. Empty ones with the same entry points are enough to
-import a binding and to ask it for its names; calls into them would do nothing.
+import a binding and to ask it for its names; calls into them would do nothing. Exit code 1: a name is missing.
 """
 
 import ast
+import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [ROOT / "runtime_tests" / "runners" / name for name in ("tensorrt.py", "tensorrt_build.py")]
+WHEELS = ROOT / "build" / "tensorrt-bindings"
 GENERATIONS = {"10": "10.16.1.11", "11": "11.4.0.106"}
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 STUB = """
@@ -114,94 +119,62 @@ class Uses:
         return value
 
 
-def main(module: str, sources: list[str]) -> None:
-    """Run in a process of its own, where the binding finds its libraries."""
-    trt = __import__(module)
+def main() -> int:
+    if len(sys.argv) > 1:
+        print(json.dumps(names(sys.argv[1], [Path(source) for source in sys.argv[2:]] or SOURCES)))
+        return 0
+    if sys.platform != "linux" or shutil.which("gcc") is None:
+        print("skipped: needs Linux and gcc, to build the libraries that the bindings ask for")
+        return 0
+    return max(check(*generation) for generation in GENERATIONS.items())
+
+
+def names(module: str, sources: list[Path]) -> dict[str, Any]:
+    """The version of an installed module, the names that the sources use of it, and those that it does not have."""
+    trt = importlib.import_module(module)
     uses = Uses(trt)
     for source in sources:
-        uses.read(Path(source).read_text(encoding="utf-8"))
-    print(json.dumps({"version": trt.__version__, "used": sorted(uses.used), "missing": sorted(uses.missing)}))
+        uses.read(source.read_text(encoding="utf-8"))
+    return {"version": trt.__version__, "used": sorted(uses.used), "missing": sorted(uses.missing)}
 
 
-def examine(module: str, environment: dict[str, str], sources: list[Path]) -> dict[str, object]:
-    command = [sys.executable, __file__, module, *map(str, sources)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def check(major: str, version: str) -> int:
+    wheel = downloaded(version)
+    if wheel is None:
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as content:
+            content.extractall(folder)
+        build_libraries(Path(folder), major)
+        command = [sys.executable, __file__, "tensorrt_bindings"]
+        environment = {**os.environ, "PYTHONPATH": folder, "LD_LIBRARY_PATH": folder}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    found = json.loads(done.stdout)
+    missing = ", ".join(found["missing"])
+    print(f"TensorRT {found['version']}: {len(found['used'])} names used, missing: {missing or 'none'}")
+    return 1 if missing else 0
 
 
-@pytest.fixture(scope="module", params=GENERATIONS)
-def binding(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, str]]:
-    """A generation's version, and the environment in which its binding imports."""
-    major, version = request.param, GENERATIONS[request.param]
-    if sys.platform != "linux" or shutil.which("gcc") is None:
-        pytest.skip("needs Linux and gcc, to build the libraries that the bindings ask for")
-    cache = request.config.cache
-    assert cache is not None
-    wheels = cache.mkdir("tensorrt-bindings")
+def downloaded(version: str) -> Path | None:
+    """The bindings' wheel, from the folder of an earlier call or the package index; None, with a line, without one."""
     pattern = f"tensorrt_cu13_bindings-{version}-*.whl"
-    if not list(wheels.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "0", "-d", str(wheels)]
+    if not list(WHEELS.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "0", "-d", str(WHEELS)]
         done = subprocess.run([*command, f"tensorrt-cu13-bindings=={version}"], capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"the bindings {version} cannot be downloaded: {(done.stderr.strip() or '-').splitlines()[-1]}")
-    folder = tmp_path_factory.mktemp(f"bindings{major}")
-    with zipfile.ZipFile(next(wheels.glob(pattern))) as wheel:
-        wheel.extractall(folder)
+            reason = (done.stderr.strip() or "pip says nothing").splitlines()[-1]
+            print(f"skipped: the bindings {version} cannot be downloaded: {reason}")
+            return None
+    return next(WHEELS.glob(pattern))
+
+
+def build_libraries(folder: Path, major: str) -> None:
     (folder / "stub.c").write_text(STUB)
     for name in LIBRARIES:
         library = f"lib{name}.so.{major}"
-        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", str(folder / library), "stub.c"]
+        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", library, "stub.c"]
         subprocess.run(command, check=True, cwd=folder)
-    return version, {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)}
-
-
-def test_every_name_that_we_use_exists(binding: tuple[str, dict[str, str]]) -> None:
-    version, environment = binding
-
-    found = examine("tensorrt_bindings", environment, SOURCES)
-
-    assert found["version"] == version
-    assert found["missing"] == []
-    assert {  # one of each kind of object: what is not followed is not checked
-        "Builder.create_network",
-        "BuilderFlag.TF32",
-        "IBuilderConfig.set_timing_cache",
-        "ICudaEngine.create_engine_inspector",
-        "ICudaEngine.device_memory_size_v2",
-        "EngineInspector.get_engine_information",
-        "IExecutionContext.execute_async_v3",
-        "IExecutionContext.infer_shapes",
-        "IOptimizationProfile.set_shape",
-        "INetworkDefinition.get_input",
-        "ITensor.shape",
-        "ITimingCache.serialize",
-        "OnnxParser.parse",
-        "ParserError.desc",
-        "Runtime.deserialize_cuda_engine",
-        "TensorIOMode.INPUT",
-    } <= set(found["used"])  # type: ignore[arg-type]
-
-
-def test_a_name_that_only_one_generation_has_is_found(binding: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    version, environment = binding
-    source = tmp_path / "source.py"
-    source.write_text(
-        "builder = trt.Builder(log)\nconfig = builder.create_builder_config()\n"
-        "config.set_flag(trt.BuilderFlag.INT8)\nconfig.set_timing_cache(cache, ignore_nothing=True)\n"
-        "builder.create_builder_config().int8_calibrator = None\n"
-    )
-
-    missing = examine("tensorrt_bindings", environment, [source])["missing"]
-
-    gone = ["BuilderFlag.INT8", "IBuilderConfig.int8_calibrator"] if version.startswith("11") else []
-    assert missing == [*gone, "IBuilderConfig.set_timing_cache(ignore_nothing=)"]
-
-
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
-def test_every_name_exists_in_tensorrt_rtx_too() -> None:
-    assert examine("tensorrt_rtx", {}, SOURCES)["missing"] == []
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    raise SystemExit(main())

@@ -1,12 +1,13 @@
-"""What the tests draw: weights and activations at a quantizer's corners, small vision transformers."""
+"""What the tests draw: weights and activations at a quantizer's corners."""
 
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
+from ofq_deploy.model.grids import Grid
 from ofq_deploy.train.quantizers import LsqQuantizer
 
 bits = st.integers(2, 8)
@@ -51,7 +52,7 @@ def quantized_activations(draw: st.DrawFn, shifts: bool = True) -> tuple[LsqQuan
     batch, tokens, dim = (draw(st.integers(1, 4)) for _ in range(3))
     step_shape = draw(st.sampled_from([(tokens, 1), (dim,), (1,)]))
     shift = (dim,) if shifts and draw(st.booleans()) else None
-    grid = draw(st.sampled_from(["signed", "unsigned"]))
+    grid: Grid = draw(st.sampled_from(["signed", "unsigned"]))
     quantizer = LsqQuantizer(draw(bits), grid, step_shape, dim, before=shift, after=shift)
     random = np.random.default_rng(draw(seeds))
     with torch.no_grad():
@@ -65,25 +66,3 @@ def quantized_activations(draw: st.DrawFn, shifts: bool = True) -> tuple[LsqQuan
     scale = draw(st.sampled_from([0.0, 0.1, 1.0, 1e4, 1e30]))
     values = torch.from_numpy(random.normal(size=(batch, tokens, dim)) * scale).float()
     return quantizer, torch.where(torch.from_numpy(random.random((batch, tokens, dim)) < 0.3), ties, values)
-
-
-def small_vit(
-    distilled: bool = False, channels: int = 1, dim: int = 32, depth: int = 1, heads: int = 2, **changes: Any
-) -> nn.Module:
-    """A ViT for 16 x 16 images with seeded random values in every parameter, biases included."""
-    from timm.models.deit import VisionTransformerDistilled
-    from timm.models.vision_transformer import VisionTransformer
-
-    sizes = {"img_size": 16, "patch_size": 4, "in_chans": channels, "num_classes": 7}
-    kind = VisionTransformerDistilled if distilled else VisionTransformer
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = kind(**{**sizes, "embed_dim": dim, "depth": depth, "num_heads": heads, **changes}).eval()
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.15)
-    return model
-
-
-def random_images(count: int = 4, channels: int = 1, seed: int = 0) -> Tensor:
-    """float32 [count, channels, 16, 16], normally distributed."""
-    return torch.randn(count, channels, 16, 16, generator=torch.Generator().manual_seed(seed))

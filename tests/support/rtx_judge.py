@@ -13,7 +13,7 @@ import onnx
 import tensorrt_rtx
 
 
-class Log(tensorrt_rtx.ILogger):
+class Log(tensorrt_rtx.ILogger):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.records: list[tuple[Any, str]] = []

@@ -1,6 +1,6 @@
 """A stand-in for the module `tensorrt` and for a GPU: engines that ONNX Runtime executes, in the memory that they are told.
 
-It has the names that runtime_tests/tensorrt.py and tensorrt_build.py use; tests/test_tensorrt_contract.py compares those
+It has the names that runtime_tests/tensorrt.py and tensorrt_build.py use; tools/tensorrt_names.py compares those
 with the real module's.
 """
 
@@ -65,7 +65,7 @@ class Context:
         dtype = np.dtype(self.engine.dtypes[name])
         size = int(np.prod(self.shapes[name])) * dtype.itemsize
         buffer = (ctypes.c_char * size).from_address(self.addresses[name])
-        return np.frombuffer(buffer, dtype).reshape(self.shapes[name])
+        return np.frombuffer(memoryview(buffer), dtype).reshape(self.shapes[name])
 
 
 class CudaEngine:

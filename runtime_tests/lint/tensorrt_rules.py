@@ -171,7 +171,8 @@ def _quantizer(graph: Graph, codes: str) -> str:
     for value in values:
         readers = [reader for reader in graph.readers.get(value, []) if reader is not None]
         values += [reader.output[0] for reader in readers[:1] if reader.op_type in {"DequantizeLinear", *LAYOUT}]
-    return [value for value in values if value.endswith(".codes")][-1].removesuffix(".codes")
+    named = [value for value in values if value.endswith(".codes")]
+    return named[-1].removesuffix(".codes") if named else codes
 
 
 def operators(model: Model) -> Iterator[Finding]:

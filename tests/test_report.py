@@ -23,7 +23,7 @@ from ofq_deploy import api, cli
 from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import DataError, OutputError, RunError
 from ofq_deploy.files import sha256, write_text
-from ofq_deploy.model.file import open_model
+from ofq_deploy.model.file import OnnxFile, open_model
 from ofq_deploy.pages import html
 from ofq_deploy.pages.card import MARKER, _verify, card, card_path
 from ofq_deploy.pages.charts import BINS, bars, distributions, intervals, ticks
@@ -695,12 +695,12 @@ def test_the_code_of_the_card_prepares_images_as_validate_does(
 
 
 def test_the_card_names_what_each_result_is(results: list[Result], run_copy: Path) -> None:
-    validation, bench, _ = results
+    validation, bench, contents = results
     engine = {"backend": "tensorrt", "gpu": {"name": "NVIDIA H100", "driver": None}, "passed": True}
     parity = validation | {"follower": "openvino", "leader": "torch", "verdict": "Equal: all codes."}
     del parity["accuracy"]
     shown = [validation, bench, bench | engine, parity | {"schema": "ofq-deploy/parity/1"}]
-    text = card(run_copy / "model.portable.onnx", "name.onnx", run_copy, shown)
+    text = card(OnnxFile(run_copy / "model.portable.onnx"), contents, "name.onnx", run_copy, shown)
 
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     expected = ["Proof and accuracy in ort-cpu", "Latency in ort-cpu", "Latency in tensorrt", "openvino against torch"]

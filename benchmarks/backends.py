@@ -32,11 +32,12 @@ from ofq_deploy import api
 from ofq_deploy.data import imagenet
 from ofq_deploy.data.datasets import Split, folder_preprocessing, load_dataset
 from ofq_deploy.environment import environment
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs.folder import load_run
 from ofq_deploy.runtime_tests.proof.accuracy import Accuracy, measure_accuracy, paired
-from ofq_deploy.runtime_tests.speed.executed import executed_operators
+from ofq_deploy.runtime_tests.runners.executed import executed_operators
 
 SHARED = Path(os.environ.get("OFQ_SHARED", "../shared"))
 CHECKPOINT = SHARED / "ofq-official" / "deit_t_w4a4_qkr.pth.tar"
@@ -83,7 +84,7 @@ def main() -> None:
         for name, split in data_sets(arguments.images).items():
             report.say(name)
             made = {
-                (subject.name, backend): measure_accuracy(subject.path, split, report, backend)
+                (subject.name, backend): measure_accuracy(OnnxFile(subject.path), split, report, backend)
                 for subject in subjects
                 for backend in subject.backends
             }
@@ -188,7 +189,7 @@ def nncf_quantized(source: Path, images: list[NDArray[np.float32]]) -> Path:
 
 
 def _products(path: Path) -> tuple[int, int, int]:
-    executed = executed_operators(path)
+    executed = executed_operators(OnnxFile(path))
     return executed.integer, executed.float, executed.small
 
 

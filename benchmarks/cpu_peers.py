@@ -39,13 +39,14 @@ from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.environment import environment
 from ofq_deploy.export.fp32 import build_fp32
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.runtime_tests.runners.executed import executed_operators
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
-from ofq_deploy.runtime_tests.speed.executed import executed_operators
+from ofq_deploy.targets import TARGETS
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 
@@ -194,7 +195,7 @@ def prepare(network: Any, bits: list[int], folder: Path, report: Reporter, left_
                 if target not in TARGETS or (target == "openvino" and choices["act_step"] == "token"):
                     continue
                 path = folder / f"{target}-{len(entries)}.onnx"
-                write_checked(build(frozen, TARGETS[target]), path)
+                write_checked(build(frozen, TARGETS[target].load_operators()), path)
                 if target != "openvino":
                     add(ort_entry, f"ours {target}, W{width}A{width} {form}", path)
                 if target != "portable":
@@ -250,7 +251,7 @@ def nncf_entry(name: str, source: Path, precision: str) -> Entry:
 
 
 def ort_entry(name: str, path: Path, is_float: bool = False) -> Entry:
-    executed = executed_operators(path)
+    executed = executed_operators(OnnxFile(path))
     products = executed.integer, executed.float
     return Entry(
         name, lambda _, threads: partial(run_logits, open_session(path, threads)), size(path), products, is_float

@@ -28,12 +28,13 @@ from ofq_deploy.data import imagenet
 from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.environment import environment
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.proof.parity import Parity
 from ofq_deploy.runtime_tests.proof.proof import prove_operators, prove_weights
+from ofq_deploy.targets import TARGETS
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.sources.timm_weights import load_pretrained, model_of, read_weights
@@ -95,9 +96,9 @@ def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
         for target in TARGET_NAMES:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"{config.label}-{step}-{form}-{target}.onnx"
-                write_checked(build(frozen, TARGETS[target]), path)
-                stored = prove_weights(path, frozen)
-                runtime, in_torch = prove_operators(path, frozen, images, leader, report, batches=BATCHES)
+                write_checked(build(frozen, TARGETS[target].load_operators()), path)
+                stored = prove_weights(OnnxFile(path), frozen)
+                runtime, in_torch = prove_operators(OnnxFile(path), frozen, images, leader, report, batches=BATCHES)
             row: dict[str, Any] = {"form": config.label, "steps": step, "attention": form, "target": target}
             row |= {"images": len(images), "shift": arguments.shift, "weights": asdict(stored)}
             yield row | {"runtime": _counts(runtime), "torch": _counts(in_torch)}

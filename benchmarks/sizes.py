@@ -25,7 +25,6 @@ from ofq_deploy.data.datasets import folder_preprocessing
 from ofq_deploy.environment import environment
 from ofq_deploy.export.fp32 import build_fp32
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.model.contents import contents
 from ofq_deploy.model.file import open_model
@@ -33,6 +32,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.runners.ort import open_session
 from ofq_deploy.runtime_tests.speed.probe import probe
+from ofq_deploy.targets import TARGETS
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 
@@ -77,7 +77,7 @@ def write(model: str, folder: Path) -> dict[tuple[str, str, str], Path]:
                 write_checked(build_fp32(frozen, folder / "weights.safetensors"), folder / "fp32.onnx")
             for target in ("ort-cpu", "portable"):
                 path = files[form, config.label, target] = folder / f"{len(files)}.onnx"
-                write_checked(build(frozen, TARGETS[target]), path)
+                write_checked(build(frozen, TARGETS[target].load_operators()), path)
     return files
 
 

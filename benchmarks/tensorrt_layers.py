@@ -22,10 +22,11 @@ import torch
 from ofq_deploy.data.datasets import folder_preprocessing
 from ofq_deploy.environment import environment
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.lint.tensorrt_check import check
+from ofq_deploy.targets import TARGETS
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
 
@@ -58,8 +59,8 @@ def measure(network: Any) -> Iterator[dict[str, Any]]:
         frozen = freeze(student, config, folder_preprocessing(224), tuple(map(str, range(1000))))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_checked(build(frozen, TARGETS["tensorrt"]), path)
-            found = check(path)
+            write_checked(build(frozen, TARGETS["tensorrt"].load_operators()), path)
+            found = check(OnnxFile(path))
         form = {"form": f"W{weight_bits}A{act_bits}", "steps": act_step, "attention": attention}
         yield form | asdict(found) | {"passed": found.passed}
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.export import packing
 from ofq_deploy.export.lowering import LOWEST_OPSET, Floats, Lowering, check_opset
-from ofq_deploy.export.targets import Rescale, Steps, Target
+from ofq_deploy.export.targets import Rescale, Steps, TargetOperators
 from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen, Quantizer, frozen_hash
 from ofq_deploy.model.grids import recipe_bits
@@ -22,7 +22,7 @@ from ofq_deploy.model.layout import layout_steps
 from ofq_deploy.model.nodes import PerChannel, PerToken, PerTokenHead
 
 
-def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str | None = None) -> ir.Model:
+def build(frozen: Frozen, target: TargetOperators, opset: int | None = None, sha256: str | None = None) -> ir.Model:
     """The integer model of `frozen`; input `image` float32 [batch, channels, size, size], output `logits`.
 
     opset:  by default the lowest that holds the graph
@@ -70,7 +70,7 @@ def metadata(frozen: Frozen, target: str, sha256: str) -> dict[str, str]:
 
 
 class _Integers(Lowering):
-    def __init__(self, frozen: Frozen, target: Target, opset: int) -> None:
+    def __init__(self, frozen: Frozen, target: TargetOperators, opset: int) -> None:
         super().__init__(frozen.graph, frozen.arrays)
         self.frozen, self.target, self.opset = frozen, target, opset
         self.columns: dict[str, list[ir.Value]] = {}  # of a layout whose columns are multiplied apart

@@ -20,7 +20,12 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
 
 
 def write_checked(model: ir.Model, path: Path) -> None:
-    """Serialize, run the full ONNX checker and strict shape inference, and write; same model, same bytes.
+    """Write the model as a file; same model, same bytes. Raises what `finish` raises."""
+    path.write_bytes(finish(model, path).SerializeToString(deterministic=True))
+
+
+def finish(model: ir.Model, path: Path) -> onnx.ModelProto:
+    """What the file at `path` is to hold, after the full ONNX checker and strict shape inference.
 
     Left out of the file: node names, which repeat the name of the first output, and shapes that can be inferred.
     All names but those of inputs and outputs are shortened.
@@ -37,7 +42,7 @@ def write_checked(model: ir.Model, path: Path) -> None:
         raise OutputError(f"{path} would have {size} bytes; ONNX files hold 2 GB at most")
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, strict_mode=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
 
 
 def _shorten(model: onnx.ModelProto) -> None:

@@ -3,27 +3,29 @@
 Sub-packages are imported inside the functions: whoever only exports never loads torch.
 """
 
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.commands.bench import GPU_BACKENDS, bench_on_cpu, bench_on_gpu
-from ofq_deploy.commands.export import build_model, export_run
+from ofq_deploy.commands.bench import bench_model
+from ofq_deploy.commands.export import export_run
+from ofq_deploy.commands.inspect import inspect_subject
 from ofq_deploy.errors import DataError, UnsupportedByTarget
-from ofq_deploy.files import sha256
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import DEFAULT, Quantization, Recipe
 from ofq_deploy.results.record import result_of
-from ofq_deploy.runs.folder import load_run, newest_run
-from ofq_deploy.runs.subject import exported_models, find, model_path, tensorrt_model
+from ofq_deploy.runs.subject import model_file, model_for
+from ofq_deploy.targets import TARGETS
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ofq_deploy.data.images import Preprocessing
+    from ofq_deploy.runtime_tests.lint.tensorrt_check import Check
 
 __all__ = [
     "bench",
@@ -181,7 +183,8 @@ def validate(
         if run is not None:
             raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
         how = Path(preprocessing) if preprocessing else None
-        files = model_path(subject), Path(reference)
+        floats = OnnxFile(Path(reference))
+        files = OnnxFile(model_file(subject).path, made_from=floats), floats
         return validate_foreign(*files, data, names, how, max_drop, tolerance, images, backend, report)
     if preprocessing is not None or tolerance is not None:
         raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
@@ -240,12 +243,8 @@ def bench(
     Returns a JSON table; see ofq_deploy.runtime_tests.speed.bench.bench, and for "tensorrt" and "torch-cuda" the functions
     of tensorrt_bench and torch_cuda.
     """
-    path, sizes, report = None if model is None else Path(model), tuple(batches), report or Reporter()
-    if backend not in GPU_BACKENDS:
-        return bench_on_cpu(path, backend, sizes, threads, seconds, baseline, profile, tuple(affinity), report)
-    if profile or threads != 1 or tuple(affinity):
-        raise UnsupportedByTarget(f"--profile, --threads and --affinity are for CPUs; leave them out on {backend}")
-    return bench_on_gpu(path, backend, sizes, seconds, baseline, report)
+    path, sizes, cpus = None if model is None else Path(model), tuple(batches), tuple(affinity)
+    return bench_model(path, backend, sizes, threads, seconds, baseline, profile, cpus, report or Reporter())
 
 
 def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict[str, Any]]:
@@ -253,13 +252,12 @@ def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict
     import numpy as np
 
     from ofq_deploy.data.images import load_image
-    from ofq_deploy.model.file import open_model
     from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 
-    path = model_path(model)
-    described = open_model(path)[1]
+    file = model_file(model)
+    described = file.described
     loaded = np.stack([load_image(image, described.preprocessing) for image in images])
-    logits = run_logits(open_session(path), loaded).astype(np.float64)
+    logits = run_logits(open_session(file.path), loaded).astype(np.float64)
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities = powers / powers.sum(-1, keepdims=True)
     best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :5]
@@ -296,7 +294,7 @@ def package(
     from ofq_deploy.serving.package import make_package
 
     return make_package(
-        model_path(model),
+        model_file(model),
         kind,
         Path(output),
         name=name,
@@ -310,22 +308,7 @@ def package(
 @result_of("inspect")
 def inspect(subject: str | Path | None = None) -> dict[str, Any]:
     """The layers of a model, or of the model that a run would export: bits trained, stored and computed."""
-    from ofq_deploy.model.contents import contents
-    from ofq_deploy.model.file import open_model
-
-    path = Path(subject) if subject is not None else newest_run().path
-    if path.is_dir() and not exported_models(path):
-        from ofq_deploy.export.write import write_checked
-
-        source = load_run(path)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "model.onnx"
-            write_checked(build_model(source, "portable", None), file)
-            table = contents(*open_model(file), load_frozen(source.file("frozen.safetensors")))
-        return table | {"model": f"{path} (not exported yet: as portable)"}
-    found = find(path)
-    about = {"model": str(found.model.path), "model_sha256": sha256(found.model.path)}
-    return contents(open_model(found.model.path)[0], found.model, found.frozen) | about
+    return inspect_subject(subject)
 
 
 def report(
@@ -354,14 +337,13 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     Returns rule, node, operator, cause, cure and kind (hard, wrong, slow or hint) of every fault. Takes any ONNX
     file when `target` is given.
     """
-    from ofq_deploy.model.file import read_model
     from ofq_deploy.runtime_tests.lint.rules import lint as find_faults
 
-    path = model_path(model)
-    stated = {entry.key: entry.value for entry in read_model(path).metadata_props}.get("ofq_deploy.target")
+    file = model_file(model)
+    stated = file.properties.get("target")
     if target is None and stated is None:
-        raise UnsupportedByTarget(f"{path} does not say what it was made for; pass --target")
-    return [asdict(fault) for fault in find_faults(path, target or str(stated))]
+        raise UnsupportedByTarget(f"{file.path} does not say what it was made for; pass --target")
+    return [asdict(fault) for fault in find_faults(file, target or str(stated))]
 
 
 @result_of("check")
@@ -371,14 +353,13 @@ def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[
     Takes any ONNX file but ours for other targets. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
     Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
     """
-    from ofq_deploy.runtime_tests.lint.tensorrt_check import check as check_engine
-
-    if target != "tensorrt":
-        raise UnsupportedByTarget(f"no check for target {target!r}; there is one for tensorrt")
-    path = tensorrt_model(model)
-    result = check_engine(path)
+    if target not in TARGETS or not TARGETS[target].check:
+        known = ", ".join(entry.name for entry in TARGETS.values() if entry.check)
+        raise UnsupportedByTarget(f"no check for target {target!r}; there is one for {known}")
+    file = model_for(model, TARGETS[target])
+    result: Check = resolve_name(TARGETS[target].check)(file)
     return {
-        "model": str(path),
+        "model": str(file.path),
         "target": target,
         "verdict": result.verdict,
         "passed": result.passed,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ofq_deploy import api
 from ofq_deploy.files import refuse_existing, replacing
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.card import write_card
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe
@@ -64,7 +65,7 @@ def _one_model(folder: Path, name: str, seed: int, report: Reporter) -> tuple[di
     results = [result | {"command": _command(seed)} for result in (validation, measured, contents)]
     for result in results:
         keep(result, folder)
-    write_card(model, results)
+    write_card(OnnxFile(model), contents, results)
     entry = {
         "name": name,
         "weight_bits": bits["weight_bits"],

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import metadata as packages
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -33,6 +34,24 @@ class Metadata:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tie: float = RUNTIME_TIE
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a model is opened.
+
+    name:     what the runner is called by, as "ort-cpu:plain"
+    threads:  0 for one per core
+    batch:    the only batch size that will be run, where it is known: some runtimes are faster for it
+    optimize: whether the runtime's optimizer may rewrite the graph
+    python:   the interpreter whose runtime is meant, where it is not this one's
+    """
+
+    name: str
+    threads: int = 0
+    batch: int | None = None
+    optimize: bool = True
+    python: Path | None = None
 
 
 class Runner(Protocol):

@@ -22,7 +22,7 @@ from ofq_deploy import api, cli, demo
 from ofq_deploy.commands import validate as validation
 from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.files import sha256
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
 
@@ -698,8 +698,8 @@ def test_validate_compares_the_drop_with_the_gate(run_copy: Path, tiny_run: Path
 
     fp32 = api.export(tiny_run, target="fp32", output=tmp_path / "fp32.onnx")
     split = load_dataset("digits", 16).test
-    floats = measure_accuracy(fp32, split, Reporter()).predictions == split.classes
-    codes = measure_accuracy(run_copy / "model.portable.onnx", split, Reporter()).predictions == split.classes
+    floats = measure_accuracy(OnnxFile(fp32), split, Reporter()).predictions == split.classes
+    codes = measure_accuracy(OnnxFile(run_copy / "model.portable.onnx"), split, Reporter()).predictions == split.classes
     _digit_folder(tmp_path / "data", np.flatnonzero(floats & ~codes)[:2])
     done = _run("validate", run_copy, "--data", tmp_path / "data", "--max-drop", "99.5", "--json", cwd=tmp_path)
     allowed = _run("validate", run_copy, "--data", tmp_path / "data", "--max-drop", "100", "--json", cwd=tmp_path)
@@ -716,7 +716,7 @@ def test_classes_of_a_folder_are_matched_by_their_names(run_copy: Path, tiny_run
     from ofq_deploy.runtime_tests.proof.accuracy import measure_accuracy
 
     model, split = run_copy / "model.portable.onnx", load_dataset("digits", 16).test
-    predictions = measure_accuracy(model, split, Reporter()).predictions
+    predictions = measure_accuracy(OnnxFile(model), split, Reporter()).predictions
     right = np.flatnonzero((predictions == split.classes) & (split.classes > 0))
     index = int(right[0])
     (tmp_path / "data" / str(split.classes[index])).mkdir(parents=True)

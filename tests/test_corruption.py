@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofq_deploy import api
 from ofq_deploy.commands import validate as validation
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import open_model, read_model
+from ofq_deploy.model.file import OnnxFile, open_model, read_model
 from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.runtime_tests.proof.proof import prove_weights
 
@@ -153,7 +153,7 @@ def test_a_weight_of_another_shape_is_refused(
 
     with pytest.raises(OnnxFileError, match="does not load in ONNX Runtime"):
         judge(proto)
-    proof = prove_weights(tmp_path / "changed.onnx", load_frozen(tmp_path / "frozen.safetensors"))
+    proof = prove_weights(OnnxFile(tmp_path / "changed.onnx"), load_frozen(tmp_path / "frozen.safetensors"))
     assert proof.layers == ("blocks.0.attn.z",)
 
 
@@ -280,7 +280,7 @@ def test_any_flipped_code_of_any_layer_is_found(
     tensor.raw_data = bytes(raw)
     path = tmp_path_factory.getbasetemp() / "flipped.onnx"
     onnx.save(proto, path)
-    proof = prove_weights(path, frozen)
+    proof = prove_weights(OnnxFile(path), frozen)
 
     assert proof.differing == sum(bool(mask & 15) + bool(mask >> 4) for mask in flips.values())
     assert proof.layers == (layer,)

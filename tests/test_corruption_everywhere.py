@@ -15,10 +15,10 @@ from ofq_deploy import api
 from ofq_deploy.commands import validate as validation
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.model.file import read_model
 from ofq_deploy.model.frozen import load_frozen, save_frozen
+from ofq_deploy.targets import TARGETS
 from tests.support.models import sizes
 
 IMAGES = 2
@@ -56,7 +56,7 @@ def exported(frozen: Path) -> Any:
     def model(target: str) -> onnx.ModelProto:
         path = frozen.with_name(f"{target}.onnx")
         if not path.exists():
-            write_checked(build(load_frozen(frozen), TARGETS[target]), path)
+            write_checked(build(load_frozen(frozen), TARGETS[target].load_operators()), path)
         return read_model(path)
 
     return model

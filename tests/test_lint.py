@@ -10,12 +10,12 @@ from onnx import TensorProto, helper
 
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.lint.findings import Finding
 from ofq_deploy.runtime_tests.lint.rules import lint
+from ofq_deploy.targets import TARGETS
 from tests.support.graphs import CONTRIB, DEQUANTIZED, OUT, PRODUCT, QUANTIZE, TOKENS, WIDTH, codes, floats, node, write
 from tests.support.models import frozen_model
 
@@ -37,9 +37,9 @@ def found(findings: list[Finding]) -> list[tuple[str, str]]:
 def test_exported_models_are_clean(tmp_path: Path, changes: dict[str, Any], act_step: Any, attention: Any) -> None:
     frozen = frozen_model(Quantization(**{"attention": attention, "act_step": act_step, **changes}))
     for name in ("portable", "ort-cpu"):
-        write_checked(build(frozen, TARGETS[name]), tmp_path / "model.onnx")
+        write_checked(build(frozen, TARGETS[name].load_operators()), tmp_path / "model.onnx")
 
-        assert lint(tmp_path / "model.onnx", name) == []
+        assert lint(OnnxFile(tmp_path / "model.onnx"), name) == []
 
 
 @pytest.mark.parametrize("attention", ["qkr", "qk"])
@@ -54,18 +54,18 @@ def test_exported_models_are_clean(tmp_path: Path, changes: dict[str, Any], act_
 )
 def test_models_for_openvino_are_clean(tmp_path: Path, changes: dict[str, Any], attention: Any) -> None:
     frozen = frozen_model(Quantization(**{"attention": attention, "act_step": "tensor", **changes}))
-    write_checked(build(frozen, TARGETS["openvino"]), tmp_path / "model.onnx")
+    write_checked(build(frozen, TARGETS["openvino"].load_operators()), tmp_path / "model.onnx")
 
-    assert lint(tmp_path / "model.onnx", "openvino") == []
+    assert lint(OnnxFile(tmp_path / "model.onnx"), "openvino") == []
 
 
 def test_trained_models_are_clean(portable_model: Path, ort_model: Path) -> None:
-    assert lint(portable_model, "portable") == []
-    assert lint(ort_model, "ort-cpu") == []
+    assert lint(OnnxFile(portable_model), "portable") == []
+    assert lint(OnnxFile(ort_model), "ort-cpu") == []
 
 
 def test_contrib_operators_are_found_in_what_should_be_portable(ort_model: Path) -> None:
-    findings = lint(ort_model, "portable")
+    findings = lint(OnnxFile(ort_model), "portable")
 
     assert {"custom-operator"} == {finding.rule for finding in findings}
     assert {"MatMulIntegerToFloat"} == {finding.operator for finding in findings}
@@ -78,7 +78,7 @@ def test_a_portable_model_without_its_overridable_input_loses_every_fusion(
     products = sum(made.op_type == "MatMulInteger" and "row_sum" not in made.output[0] for made in model.graph.node)
     del model.graph.input[1]
     onnx.save(model, tmp_path / "model.onnx")
-    findings = lint(tmp_path / "model.onnx", "portable")
+    findings = lint(OnnxFile(tmp_path / "model.onnx"), "portable")
 
     assert {"unfused-product"} == {finding.rule for finding in findings}
     assert products == len({finding.node for finding in findings})
@@ -116,7 +116,7 @@ def test_a_lost_fusion_says_what_broke_it(
     tmp_path: Path, nodes: Any, overridable: str, constants: Any, faults: list[tuple[str, str]]
 ) -> None:
     path = write(tmp_path / "model.onnx", [QUANTIZE, *nodes], overridable=overridable, **constants)
-    findings = sorted(lint(path, "portable"), key=lambda finding: finding.node)
+    findings = sorted(lint(OnnxFile(path), "portable"), key=lambda finding: finding.node)
 
     assert found(findings) == [("unfused-product", name) for name, _ in faults]
     for finding, (_, cure) in zip(findings, faults, strict=True):
@@ -263,7 +263,7 @@ CLEAN: dict[str, tuple[list[onnx.NodeProto], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_each_rule_finds_its_fault(tmp_path: Path, name: str) -> None:
     nodes, constants, faults = BROKEN[name]
-    findings = lint(write(tmp_path / "model.onnx", nodes, **constants), "ort-cpu")
+    findings = lint(OnnxFile(write(tmp_path / "model.onnx", nodes, **constants)), "ort-cpu")
 
     assert faults == sorted(found(findings))
     assert all(finding.cause and finding.cure for finding in findings)
@@ -273,7 +273,7 @@ def test_each_rule_finds_its_fault(tmp_path: Path, name: str) -> None:
 def test_the_cures_work(tmp_path: Path, name: str) -> None:
     nodes, constants = CLEAN[name]
 
-    assert lint(write(tmp_path / "model.onnx", nodes, **constants), "ort-cpu") == []
+    assert lint(OnnxFile(write(tmp_path / "model.onnx", nodes, **constants)), "ort-cpu") == []
 
 
 def test_nodes_without_names_are_called_by_their_outputs(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_nodes_without_names_are_called_by_their_outputs(tmp_path: Path) -> None
     for made in unnamed:
         made.name = ""
 
-    findings = lint(write(tmp_path / "model.onnx", unnamed, **constants), "ort-cpu")
+    findings = lint(OnnxFile(write(tmp_path / "model.onnx", unnamed, **constants)), "ort-cpu")
 
     assert found(findings) == [("slow-operator", "y")]
 
@@ -294,18 +294,18 @@ def test_subgraphs_are_read(tmp_path: Path) -> None:
     flag = [node("ReduceSum", "x", "sum", keepdims=0), node("Cast", "sum", "flag", to=TensorProto.BOOL)]
     nodes = [*flag, node("If", "flag", "y", then_branch=branch, else_branch=branch)]
 
-    assert {("float-product", "inner")} == set(found(lint(write(tmp_path / "model.onnx", nodes), "ort-cpu")))
+    assert {("float-product", "inner")} == set(found(lint(OnnxFile(write(tmp_path / "model.onnx", nodes)), "ort-cpu")))
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no protobuf")
     with pytest.raises(OnnxFileError, match="no ONNX file"):
-        lint(path, "ort-cpu")
+        lint(OnnxFile(path), "ort-cpu")
     with pytest.raises(OnnxFileError, match="no model"):
-        lint(tmp_path / "missing.onnx", "portable")
+        lint(OnnxFile(tmp_path / "missing.onnx"), "portable")
     unloadable = write(tmp_path / "model.onnx", [node("MatMul", "x absent", "y")])
     with pytest.raises(OnnxFileError, match="does not load"):
-        lint(unloadable, "ort-cpu")
-    with pytest.raises(UnsupportedByTarget, match="no rules for target 'abacus'; there are for ort-cpu, portable"):
-        lint(path, "abacus")
+        lint(OnnxFile(unloadable), "ort-cpu")
+    with pytest.raises(UnsupportedByTarget, match="no rules for target 'abacus'; there are for portable, ort-cpu"):
+        lint(OnnxFile(path), "abacus")

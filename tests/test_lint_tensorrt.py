@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runtime_tests.lint import tensorrt_rules
 from ofq_deploy.runtime_tests.lint.findings import UNKNOWN, Finding, element_type
 from ofq_deploy.runtime_tests.lint.rules import lint
@@ -557,7 +558,7 @@ def described(findings: list[Finding]) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_rule_finds_its_fault_and_no_other(tmp_path: Path, name: str) -> None:
-    findings = lint(write(CASES[name], tmp_path / "model.onnx"), "tensorrt")
+    findings = lint(OnnxFile(write(CASES[name], tmp_path / "model.onnx")), "tensorrt")
 
     assert described(findings) == sorted(CASES[name].findings)
     assert all(finding.cause and finding.cure for finding in findings)
@@ -648,7 +649,7 @@ def test_a_model_quantized_elsewhere_is_caught(tmp_path: Path) -> None:
         source, tmp_path / "0.onnx", Images(), QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
-    findings = lint(tmp_path / "0.onnx", "tensorrt")
+    findings = lint(OnnxFile(tmp_path / "0.onnx"), "tensorrt")
 
     assert {"Q1", "Q2"} <= {finding.rule for finding in findings}
     assert "x_QuantizeLinear" in {finding.node for finding in findings if finding.rule == "Q2"}
@@ -658,7 +659,7 @@ def test_a_model_quantized_elsewhere_is_caught(tmp_path: Path) -> None:
 
 def test_files_for_other_targets_are_named_as_such(portable_model: Path, ort_model: Path) -> None:
     portable, ort_cpu = (
-        Counter((finding.kind, finding.rule, finding.operator) for finding in lint(path, "tensorrt"))
+        Counter((finding.kind, finding.rule, finding.operator) for finding in lint(OnnxFile(path), "tensorrt"))
         for path in (portable_model, ort_model)
     )
 
@@ -671,14 +672,14 @@ def test_files_for_other_targets_are_named_as_such(portable_model: Path, ort_mod
 def test_a_node_that_onnx_forbids_does_not_end_lint(tmp_path: Path) -> None:
     forbidden = Case([*CLEAN, node("DynamicQuantizeLinear", "y", "last")], [], "refused")
 
-    assert described(lint(write(forbidden, tmp_path / "model.onnx"), "tensorrt")) == ["hard Q18 last"]
+    assert described(lint(OnnxFile(write(forbidden, tmp_path / "model.onnx")), "tensorrt")) == ["hard Q18 last"]
 
 
 def test_attention_of_unknown_sizes_is_left_alone(tmp_path: Path) -> None:
     open_sizes = attention() | {"image": ("x", FLOAT, ["batch", 3, "tokens", "width"])}
     case = Case(**open_sizes, findings=[], verdict="fused")
 
-    assert described(lint(write(case, tmp_path / "model.onnx"), "tensorrt")) == []
+    assert described(lint(OnnxFile(write(case, tmp_path / "model.onnx")), "tensorrt")) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[4]", '{"act_bits": "four"}'])
@@ -686,14 +687,14 @@ def test_metadata_that_says_nothing_is_refused(tmp_path: Path, text: str) -> Non
     case = Case(CLEAN, [], "integer", metadata={"ofq_deploy.quantization": text})
 
     with pytest.raises(OnnxFileError, match=r"model.onnx has no readable ofq_deploy.quantization .*; export it again"):
-        lint(write(case, tmp_path / "model.onnx"), "tensorrt")
+        lint(OnnxFile(write(case, tmp_path / "model.onnx")), "tensorrt")
 
 
 def test_a_cycle_is_refused(tmp_path: Path) -> None:
     cycle = Case([node("Transpose", "y", "between"), node("Relu", "between", "y")], [], "refused")
 
     with pytest.raises(OnnxFileError, match="y is read before it is computed; sort the nodes"):
-        lint(write(cycle, tmp_path / "model.onnx"), "tensorrt")
+        lint(OnnxFile(write(cycle, tmp_path / "model.onnx")), "tensorrt")
 
 
 def test_the_command_lists_findings_by_kind(tmp_path: Path) -> None:

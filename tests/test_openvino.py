@@ -10,13 +10,14 @@ from ofq_deploy import api
 from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import write_checked
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.runners import openvino
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
+from ofq_deploy.targets import TARGETS
 from tests.support.models import frozen_model
 
 TENSOR = {"quantization.act_step": "tensor", "quantization.attention": "qk", "teacher.epochs": 4}
@@ -34,17 +35,17 @@ def model(run: Path) -> Path:
 
 
 def test_every_product_runs_in_integers(model: Path) -> None:
-    executed = openvino.executed_operators(model)
+    executed = openvino.executed_operators(OnnxFile(model))
 
     # patch embedding, two heads, and per block q, k, v, proj, fc1, fc2, scores and context
     assert (executed.integer, executed.float) == (3 + 2 * 8, 0)
-    assert lint(model, "openvino") == []
+    assert lint(OnnxFile(model), "openvino") == []
 
 
 def test_predictions_are_those_of_the_portable_model(model: Path, run: Path) -> None:
     images = load_dataset("digits", 16).test.images(range(360))
     portable = open_session(api.export(run, target="portable"))
-    ours = logits(openvino.OpenVinoRunner(model, 1, 360), images).argmax(-1)
+    ours = logits(openvino.OpenVinoRunner(OnnxFile(model), 1, 360), images).argmax(-1)
 
     # its quantizer multiplies by a reciprocal: a value on a threshold may round the other way
     assert (ours == run_logits(portable, images).argmax(-1)).mean() >= 0.98
@@ -52,7 +53,7 @@ def test_predictions_are_those_of_the_portable_model(model: Path, run: Path) -> 
 
 def test_a_float_model_has_findings_in_openvino(run: Path, tmp_path: Path) -> None:
     fp32 = api.export(run, target="fp32", output=tmp_path / "fp32.onnx")
-    findings = lint(fp32, "openvino")
+    findings = lint(OnnxFile(fp32), "openvino")
 
     assert {"float-product"} == {finding.rule for finding in findings}
     assert any("blocks.1.mlp.fc1" in finding.node for finding in findings)
@@ -89,7 +90,7 @@ def test_nine_bit_integers_are_refused() -> None:
     frozen = frozen_model(Quantization(8, 8, attention="qk", act_step="tensor"))
 
     with pytest.raises(UnsupportedByTarget, match="9 bits"):
-        TARGETS["openvino"].check(frozen)
+        TARGETS["openvino"].load_operators().check(frozen)
 
 
 def test_it_is_proven_in_openvino_only(model: Path) -> None:
@@ -109,11 +110,14 @@ def test_validate_of_a_run_takes_what_can_be_proven(model: Path, run: Path) -> N
 
 def test_the_file_advised_for_steps_per_token_runs_at_a_fixed_batch(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    write_checked(build(frozen_model(Quantization(4, 4, attention="qk")), TARGETS["ort-cpu"]), path)
+    write_checked(build(frozen_model(Quantization(4, 4, attention="qk")), TARGETS["ort-cpu"].load_operators()), path)
     images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
 
     np.testing.assert_allclose(
-        logits(openvino.OpenVinoRunner(path, 1, 2), images), run_logits(open_session(path), images), rtol=0, atol=0.1
+        logits(openvino.OpenVinoRunner(OnnxFile(path), 1, 2), images),
+        run_logits(open_session(path), images),
+        rtol=0,
+        atol=0.1,
     )
 
 
@@ -126,7 +130,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
 
     with pytest.raises(OnnxFileError):
-        openvino.compile_model(tmp_path / "x.onnx")
+        openvino.compile_model(OnnxFile(tmp_path / "x.onnx"))
 
 
 def test_without_the_package_the_cure_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,4 +139,4 @@ def test_without_the_package_the_cure_is_named(model: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "openvino", None)
 
     with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[openvino\]'"):
-        openvino.OpenVinoRunner(model, 1, 1)
+        openvino.OpenVinoRunner(OnnxFile(model), 1, 1)

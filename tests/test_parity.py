@@ -14,7 +14,7 @@ import pytest
 from ofq_deploy import api
 from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.errors import BackendMissing, OfqError, OnnxFileError, RunError, UnsupportedByTarget
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.verdicts import parity_verdict
@@ -79,8 +79,8 @@ def test_a_forced_runner_reads_what_it_is_given(tiny_run: Path, portable_model: 
     runner: Runner = {
         "oracle": lambda: oracle,
         "torch": lambda: TorchRunner(load_student(load_run(tiny_run), frozen)),
-        "portable": lambda: open_tapped("ort-cpu", portable_model, frozen),
-        "openvino": lambda: open_tapped("openvino", portable_model, frozen),
+        "portable": lambda: open_tapped("ort-cpu", OnnxFile(portable_model), frozen),
+        "openvino": lambda: open_tapped("openvino", OnnxFile(portable_model), frozen),
     }[name]()
     with runner:
         made = runner.infer(inputs)
@@ -143,8 +143,8 @@ def test_the_proof_holds_in_openvino_too(portable_model: Path) -> None:
 
 def test_another_interpreters_runtime_gives_the_same_logits(portable_model: Path, images: Any) -> None:
     with (
-        open_runner("ort-cpu", portable_model) as here,
-        open_runner(f"ort-cpu@{sys.executable}", portable_model) as there,
+        open_runner("ort-cpu", OnnxFile(portable_model)) as here,
+        open_runner(f"ort-cpu@{sys.executable}", OnnxFile(portable_model)) as there,
     ):
         np.testing.assert_array_equal(logits(here, images), logits(there, images))
         assert there.metadata.runtime == here.metadata.runtime
@@ -165,7 +165,7 @@ def test_a_model_that_fails_when_it_runs_is_told(
     portable_model: Path, tmp_path: Path, images: Any, capfd: Any, backend: str
 ) -> None:
     with (
-        open_runner(backend, failing(portable_model, tmp_path)) as runner,
+        open_runner(backend, OnnxFile(failing(portable_model, tmp_path))) as runner,
         pytest.raises(OnnxFileError, match=r"the model fails in .*: .*patch_embed.grid"),
     ):
         logits(runner, images)
@@ -173,7 +173,7 @@ def test_a_model_that_fails_when_it_runs_is_told(
 
 
 def test_a_process_that_has_ended_is_told(portable_model: Path, images: Any) -> None:
-    with open_runner(f"ort-cpu@{sys.executable}", portable_model) as runner:
+    with open_runner(f"ort-cpu@{sys.executable}", OnnxFile(portable_model)) as runner:
         assert isinstance(runner, ElsewhereRunner)
         runner._process.kill()
         runner._process.wait()
@@ -200,7 +200,9 @@ def test_no_runtime_stays_open_behind_an_error(
     frozen = load_frozen(tiny_run / "frozen.safetensors")
     for backend in ("ort-cpu", "ort-cpu:plain"):
         with pytest.raises(OnnxFileError, match="it fails"):
-            prove_free_run(portable_model, frozen, np.zeros((2, 1, 16, 16), np.float32), Reporter(quiet=True), backend)
+            prove_free_run(
+                OnnxFile(portable_model), frozen, np.zeros((2, 1, 16, 16), np.float32), Reporter(quiet=True), backend
+            )
 
     assert len(opened) == 3
     assert all(runner._session is None for runner in opened)  # type: ignore[attr-defined]
@@ -212,15 +214,15 @@ def test_an_interpreter_without_the_runtime_is_named(tmp_path: Path, portable_mo
     bare.chmod(0o755)
 
     with pytest.raises(BackendMissing, match=r"lacks a package .*install onnxruntime and numpy there"):
-        open_runner(f"ort-cpu@{bare}", portable_model)
+        open_runner(f"ort-cpu@{bare}", OnnxFile(portable_model))
     with pytest.raises(BackendMissing, match="is no Python interpreter"):
-        open_runner(f"ort-cpu@{tmp_path / 'none'}", portable_model)
+        open_runner(f"ort-cpu@{tmp_path / 'none'}", OnnxFile(portable_model))
     for other in (shutil.which("true"), shutil.which("echo"), ""):
         with pytest.raises(BackendMissing, match="is no Python interpreter"):
-            open_runner(f"ort-cpu@{other}", portable_model)
+            open_runner(f"ort-cpu@{other}", OnnxFile(portable_model))
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(OnnxFileError, match="does not load"):
-        open_runner(f"ort-cpu@{sys.executable}", tmp_path / "broken.onnx")
+        open_runner(f"ort-cpu@{sys.executable}", OnnxFile(tmp_path / "broken.onnx"))
 
 
 @pytest.mark.parametrize(

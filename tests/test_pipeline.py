@@ -11,11 +11,11 @@ import pytest
 
 from ofq_deploy import api
 from ofq_deploy.export.packing import packed_bytes
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.recipe import Recipe, load_recipe, override
+from ofq_deploy.runtime_tests.runners.executed import executed_operators
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
-from ofq_deploy.runtime_tests.speed.executed import executed_operators
 from tests.support.models import sizes
 
 WIDTHS = [(2, 2), (3, 3), (4, 4), (8, 8), (2, 4)]
@@ -51,7 +51,7 @@ def test_everything_is_proven(runs: Path, bits: tuple[int, int], act_step: str, 
         assert result["codes_compared"] > 350_000
         assert result["ties"] == result["codes_differing"]
         assert result["runtime_agrees_with_float64"] >= result["float32_agrees_with_float64"] - 1
-        executed = executed_operators(model)
+        executed = executed_operators(OnnxFile(model))
         assert (0, small, 0) == (executed.float, executed.small, executed.leftover_dequantize)
         _check_packed_bytes(read_model(model), frozen)
 

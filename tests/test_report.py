@@ -23,7 +23,7 @@ from ofq_deploy import api, cli
 from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import DataError, OutputError, RunError
 from ofq_deploy.files import sha256, write_text
-from ofq_deploy.model.file import open_model
+from ofq_deploy.model.file import OnnxFile, open_model
 from ofq_deploy.pages import html
 from ofq_deploy.pages.card import MARKER, _verify, card, card_path
 from ofq_deploy.pages.charts import BINS, bars, distributions, intervals, ticks
@@ -32,6 +32,7 @@ from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.record import keep, to_json
 from ofq_deploy.results.verdicts import validation_verdict
+from ofq_deploy.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = dict[str, Any]
@@ -695,12 +696,12 @@ def test_the_code_of_the_card_prepares_images_as_validate_does(
 
 
 def test_the_card_names_what_each_result_is(results: list[Result], run_copy: Path) -> None:
-    validation, bench, _ = results
+    validation, bench, contents = results
     engine = {"backend": "tensorrt", "gpu": {"name": "NVIDIA H100", "driver": None}, "passed": True}
     parity = validation | {"follower": "openvino", "leader": "torch", "verdict": "Equal: all codes."}
     del parity["accuracy"]
     shown = [validation, bench, bench | engine, parity | {"schema": "ofq-deploy/parity/1"}]
-    text = card(run_copy / "model.portable.onnx", "name.onnx", run_copy, shown)
+    text = card(OnnxFile(run_copy / "model.portable.onnx"), contents, "name.onnx", run_copy, shown)
 
     titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
     expected = ["Proof and accuracy in ort-cpu", "Latency in ort-cpu", "Latency in tensorrt", "openvino against torch"]
@@ -710,9 +711,9 @@ def test_the_card_names_what_each_result_is(results: list[Result], run_copy: Pat
 
 
 def test_an_openvino_model_is_verified_in_openvino() -> None:
-    assert _verify("m.onnx", "openvino") == "ofq-deploy validate m.onnx --run RUN_FOLDER --backend openvino"
-    assert _verify("m.onnx", "ort-cpu") == "ofq-deploy validate m.onnx --run RUN_FOLDER"
-    assert _verify("m.onnx", "fp32") == "ofq-deploy bench m.onnx"
+    assert _verify("m.onnx", TARGETS["openvino"]) == "ofq-deploy validate m.onnx --run RUN_FOLDER --backend openvino"
+    assert _verify("m.onnx", TARGETS["ort-cpu"]) == "ofq-deploy validate m.onnx --run RUN_FOLDER"
+    assert _verify("m.onnx", TARGETS["fp32"]) == "ofq-deploy bench m.onnx"
 
 
 def test_a_file_in_the_place_of_the_card_is_kept(tiny_run: Path, tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from onnx import helper, numpy_helper
 from ofq_deploy import api
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
-from ofq_deploy.export.targets import TARGETS
 from ofq_deploy.export.write import to_proto, write_checked
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
@@ -28,6 +27,7 @@ from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.lint.tensorrt_check import Check, check
 from ofq_deploy.runtime_tests.proof.proof import Proof, prove_constants, prove_free_run, prove_operators, prove_weights
 from ofq_deploy.runtime_tests.runners import tensorrt_build
+from ofq_deploy.targets import TARGETS
 from tests.support.models import frozen_model, sizes
 from tests.test_schemas import check as check_schema
 
@@ -51,16 +51,16 @@ EDGES = {"token": 3 + 2, "tensor": 1 + 1}  # one patch embedding per step of the
 
 
 def export(frozen: Frozen, path: Path) -> Path:
-    write_checked(build(frozen, TARGETS["tensorrt"]), path)
+    write_checked(build(frozen, TARGETS["tensorrt"].load_operators()), path)
     return path
 
 
 def prove(path: Path, frozen: Frozen) -> list[str]:
     a, report = sizes(frozen), Reporter(quiet=True)
     images = np.random.default_rng(0).standard_normal((40, a.channels, 16, 16), dtype=np.float32)
-    operators = prove_operators(path, frozen, images[:8], None, report)
-    weights, free = prove_weights(path, frozen), prove_free_run(path, frozen, images, report)
-    constants = prove_constants(path, to_proto(build(frozen, TARGETS["tensorrt"])))
+    operators = prove_operators(OnnxFile(path), frozen, images[:8], None, report)
+    weights, free = prove_weights(OnnxFile(path), frozen), prove_free_run(OnnxFile(path), frozen, images, report)
+    constants = prove_constants(OnnxFile(path), to_proto(build(frozen, TARGETS["tensorrt"].load_operators())))
     return Proof(8, weights, constants, tuple(operators), free).faults()
 
 
@@ -74,7 +74,7 @@ def test_every_quantized_product_is_int8_and_every_code_is_proven(
     frozen = frozen_model(Quantization(**{"attention": attention, "act_step": act_step, **changes}))
     path = export(frozen, tmp_path / "model.onnx")
 
-    result = check(path)
+    result = check(OnnxFile(path))
 
     assert (result.faults, result.warnings, result.in_float) == ((), (), ())
     assert result.expected == result.int8 == PRODUCTS[attention] + EDGES[act_step]
@@ -82,7 +82,7 @@ def test_every_quantized_product_is_int8_and_every_code_is_proven(
     small = {f"blocks.{block}.attn.scores.{role}" for block in range(BLOCKS) for role in small_products(frozen)}
     assert set(result.small) == small
     assert (result.float_gemms, result.dequantizing_gemms) == (len(small), 0)
-    assert lint(path, "tensorrt") == []
+    assert lint(OnnxFile(path), "tensorrt") == []
     assert prove(path, frozen) == []
 
 
@@ -119,7 +119,7 @@ def test_quantizers_saturate_and_round_as_the_definition_does(tmp_path: Path, bi
     from ofq_deploy.model.grids import code_range
     from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 
-    random, target = np.random.default_rng(bits), TARGETS["tensorrt"]
+    random, target = np.random.default_rng(bits), TARGETS["tensorrt"].load_operators()
     step = random.uniform(0.01, 1, 50).astype(np.float32)
     low, high = code_range(grid, bits)
     halves = random.integers(2 * low - 4, 2 * high + 5, (50, 400)) / 2  # every second value is on a threshold
@@ -208,7 +208,7 @@ def test_without_tensorrt_the_message_says_what_to_install(model: Path, monkeypa
     monkeypatch.setattr(tensorrt_build, "PACKAGES", ("no_such_package",))
 
     with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[tensorrt-rtx\]'"):
-        check(model)
+        check(OnnxFile(model))
 
 
 @compiles
@@ -220,7 +220,7 @@ def test_full_tensorrt_without_a_gpu_is_told_apart(model: Path, monkeypatch: pyt
     monkeypatch.setattr(tensorrt_build, "load", lambda: SimpleNamespace(__name__="tensorrt", Builder=refuse))
 
     with pytest.raises(BackendMissing, match="tensorrt builds on a GPU only, and finds none"):
-        check(model)
+        check(OnnxFile(model))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -292,7 +292,7 @@ def nothing_quantized(graph: onnx.GraphProto) -> None:
 def test_a_product_that_lost_int8_is_named(
     model: Path, tmp_path: Path, change: Callable[[onnx.GraphProto], None], cause: str
 ) -> None:
-    whole, result = check(model), check(broken(model, tmp_path, change))
+    whole, result = check(OnnxFile(model)), check(OnnxFile(broken(model, tmp_path, change)))
 
     assert [(fault.node, fault.cause[: len(cause)]) for fault in result.faults] == [("blocks.0.mlp.fc1.total", cause)]
     assert not result.passed
@@ -310,7 +310,7 @@ def test_uint8_is_refused_which_tensorrt_only_warns_about(model: Path, tmp_path:
     with pytest.raises(
         UnsupportedByTarget, match=r"to uint8 at blocks\.0\.mlp\.fc1\.input\.codes .* silently replaces"
     ):
-        check(broken(model, tmp_path, change))
+        check(OnnxFile(broken(model, tmp_path, change)))
 
 
 @compiles
@@ -318,7 +318,7 @@ def test_an_offset_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(
         OnnxFileError, match=r"cannot be read by tensorrt_rtx: QuantizeLinear patch_embed\.input\.codes"
     ):
-        check(broken(model, tmp_path, lambda graph: replace_zero(graph, np.int8(3))))
+        check(OnnxFile(broken(model, tmp_path, lambda graph: replace_zero(graph, np.int8(3)))))
 
 
 @compiles
@@ -337,25 +337,25 @@ def test_a_missing_driver_is_no_part_of_a_refusal(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "m.onnx")
 
     with pytest.raises(OnnxFileError, match=r"DequantizeLinear bias_pair: [\s\S]* type Int32") as error:
-        check(tmp_path / "m.onnx")
+        check(OnnxFile(tmp_path / "m.onnx"))
     assert "Cuda" not in str(error.value)
 
 
 @compiles
 def test_operators_that_the_parser_does_not_know_are_named(ort_model: Path) -> None:
     with pytest.raises(OnnxFileError, match=r"cannot be read by tensorrt_rtx: \w+ patch_embed"):
-        tensorrt_build.build(ort_model, profile=(1, 2, 4))
+        tensorrt_build.build(OnnxFile(ort_model), profile=(1, 2, 4))
 
 
 @compiles
 def test_a_free_batch_needs_a_profile(model: Path) -> None:
     with pytest.raises(UnsupportedByTarget, match="leaves its batch size open; say which ones the engine is for"):
-        tensorrt_build.build(model)
+        tensorrt_build.build(OnnxFile(model))
 
 
 @compiles
 def test_a_float_model_quantizes_nothing(tiny_run: Path, tmp_path: Path) -> None:
-    result = check(api.export(tiny_run, target="fp32", output=tmp_path / "fp32.onnx"))
+    result = check(OnnxFile(api.export(tiny_run, target="fp32", output=tmp_path / "fp32.onnx")))
 
     assert (result.expected, result.int8_gemms, result.dequantizing_gemms) == (0, 0, 0)
     assert len(result.in_float) == result.float_gemms
@@ -371,7 +371,7 @@ def names_shared(graph: onnx.GraphProto) -> None:
 
 @compiles
 def test_a_float_product_cannot_hide_behind_the_name_of_an_int8_one(model: Path, tmp_path: Path) -> None:
-    result = check(broken(model, tmp_path, names_shared))
+    result = check(OnnxFile(broken(model, tmp_path, names_shared)))
 
     assert not result.passed
     assert {fault.node for fault in result.faults} == {"blocks.0.mlp.fc2.total"}
@@ -386,10 +386,10 @@ def repeated(graph: onnx.GraphProto) -> None:
 
 @compiles
 def test_a_product_that_the_compiler_left_out_is_told_from_a_float_one(model: Path, tmp_path: Path) -> None:
-    result = check(broken(model, tmp_path, repeated))
+    result = check(OnnxFile(broken(model, tmp_path, repeated)))
 
     assert [fault.cause[:20] for fault in result.faults] == ["no layer computes it"]
-    assert result.float_gemms == check(model).float_gemms
+    assert result.float_gemms == check(OnnxFile(model)).float_gemms
 
 
 @compiles
@@ -399,7 +399,7 @@ def test_a_refusal_is_one_line(model: Path, tmp_path: Path) -> None:
         graph.node.insert(0, helper.make_node("DequantizeLinear", [bias, "one"], ["bias_real"], name="bias"))
 
     with pytest.raises(OnnxFileError, match="cannot be read by tensorrt_rtx: DequantizeLinear bias: ") as caught:
-        check(broken(model, tmp_path, change))
+        check(OnnxFile(broken(model, tmp_path, change)))
 
     assert "\n" not in str(caught.value)
 
@@ -409,7 +409,7 @@ def test_a_builder_that_lists_no_layers_is_told_apart(model: Path, monkeypatch: 
     monkeypatch.setattr(tensorrt_build, "parse_layers", lambda record: ())
 
     with pytest.raises(UnsupportedByTarget, match=r"tensorrt_rtx 1.* does not list the layers that it builds"):
-        check(model)
+        check(OnnxFile(model))
 
 
 def test_layers_are_read_from_the_record() -> None:
@@ -435,7 +435,7 @@ I/O Tensors:
 @compiles
 @pytest.mark.parametrize(("attention", "int8_gemms", "small"), [("qkr", 12 * 6 + 4, 24), ("qk", 12 * 6 + 1 + 4, 12)])
 def test_a_whole_deit_tiny(tmp_path: Path, attention: Any, int8_gemms: int, small: int) -> None:
-    result = check(export(deit_tiny(attention), tmp_path / "model.onnx"))
+    result = check(OnnxFile(export(deit_tiny(attention), tmp_path / "model.onnx")))
 
     assert counts(result) == (int8_gemms, small, 0, small, 0)
 

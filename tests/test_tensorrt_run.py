@@ -19,7 +19,7 @@ from ofq_deploy import api
 from ofq_deploy.cli import app
 from ofq_deploy.commands.doctor import examine
 from ofq_deploy.errors import BackendMissing, OnnxFileError
-from ofq_deploy.model.file import read_model, with_outputs
+from ofq_deploy.model.file import OnnxFile, read_model, with_outputs
 from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.record import to_json
@@ -79,7 +79,7 @@ def images(count: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_images_runs_in_batches_of_the_engine(trt: FakeTensorRT, model: Path, count: int) -> None:
-    with open_runner("tensorrt", model, batch=2) as runner, OrtRunner(model, 1) as reference:
+    with open_runner("tensorrt", OnnxFile(model), batch=2) as runner, OrtRunner(model, 1) as reference:
         ours = logits(runner, images(count))
 
         assert ours.shape == (count, 10)
@@ -90,7 +90,7 @@ def test_any_number_of_images_runs_in_batches_of_the_engine(trt: FakeTensorRT, m
 
 
 def test_launches_rotate_their_inputs_and_keep_their_outputs(trt: FakeTensorRT, model: Path) -> None:
-    with TensorRTRunner(model, 2) as runner:
+    with TensorRTRunner(OnnxFile(model).proto, 2) as runner:
         for number in range(8):
             runner.launch(number)
         enqueued = trt.engines[-1].contexts[-1].enqueued
@@ -103,7 +103,7 @@ def test_launches_rotate_their_inputs_and_keep_their_outputs(trt: FakeTensorRT, 
 def test_an_engine_is_built_once_and_then_read(trt: FakeTensorRT, model: Path) -> None:
     settings = []
     for _ in range(2):
-        with TensorRTRunner(model, 2) as runner:
+        with TensorRTRunner(OnnxFile(model).proto, 2) as runner:
             settings.append(runner.metadata.settings)
 
     assert trt.builds == 1
@@ -114,7 +114,7 @@ def test_an_engine_is_built_once_and_then_read(trt: FakeTensorRT, model: Path) -
 def test_what_was_timed_serves_the_next_build(trt: FakeTensorRT, model: Path) -> None:
     warm = []
     for batch in (1, 2):
-        with TensorRTRunner(model, batch) as runner:
+        with TensorRTRunner(OnnxFile(model).proto, batch) as runner:
             warm.append(runner.metadata.settings["timing_cache_warm"])
 
     assert warm == [False, True]
@@ -123,24 +123,24 @@ def test_what_was_timed_serves_the_next_build(trt: FakeTensorRT, model: Path) ->
 
 @pytest.mark.parametrize("damage", ["cut", "swapped", "no note"])
 def test_a_damaged_engine_is_built_again_and_never_deserialized(trt: FakeTensorRT, model: Path, damage: str) -> None:
-    TensorRTRunner(model, 2).close()
+    TensorRTRunner(OnnxFile(model).proto, 2).close()
     plan = next(engine_cache.folder().glob("*.plan"))
     if damage == "no note":
         plan.with_suffix(".json").unlink()
     else:
         plan.write_bytes(plan.read_bytes()[:-3] + {"cut": b"", "swapped": b"abc"}[damage])
 
-    with TensorRTRunner(model, 2) as runner:
+    with TensorRTRunner(OnnxFile(model).proto, 2) as runner:
         assert not runner.metadata.settings["engine_from_cache"]
 
     assert trt.builds == len(trt.engines) == 2
 
 
 def test_nothing_is_read_from_a_folder_that_others_write_to(trt: FakeTensorRT, model: Path) -> None:
-    TensorRTRunner(model, 2).close()
+    TensorRTRunner(OnnxFile(model).proto, 2).close()
     engine_cache.folder().chmod(0o777)
 
-    with TensorRTRunner(model, 2) as runner:
+    with TensorRTRunner(OnnxFile(model).proto, 2) as runner:
         assert not runner.metadata.settings["engine_from_cache"]
         assert not runner.metadata.settings["timing_cache_warm"]
 
@@ -153,7 +153,7 @@ def test_a_cache_that_cannot_be_written_keeps_nothing(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OFQ_CACHE", str(tmp_path / "file"))
 
-    with TensorRTRunner(model, 2) as runner:
+    with TensorRTRunner(OnnxFile(model).proto, 2) as runner:
         assert logits(runner, images(2)).shape == (2, 10)
 
 
@@ -161,14 +161,14 @@ def test_a_cache_that_cannot_be_written_keeps_nothing(
 def test_another_ingredient_is_another_engine(
     trt: FakeTensorRT, model: Path, float_model: Path, changed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    TensorRTRunner(model, 2).close()
+    TensorRTRunner(OnnxFile(model).proto, 2).close()
     gpus = {"gpu": replace(GPU, name="NVIDIA H200"), "driver": replace(GPU, driver="590")}
     monkeypatch.setattr(cuda, "gpu", lambda otherwise: gpus.get(changed, GPU))
     if changed == "version":
         trt.__version__ = "10.16.1.11"
 
     TensorRTRunner(
-        float_model if changed == "model" else model,
+        OnnxFile(float_model if changed == "model" else model).proto,
         3 if changed == "batch" else 2,
         optimization_level=5 if changed == "level" else None,
     ).close()
@@ -203,7 +203,7 @@ def test_where_engines_are_kept(monkeypatch: pytest.MonkeyPatch, variables: dict
 
 
 def test_bench_measures_beside_float16_and_float32(trt: FakeTensorRT, model: Path, float_model: Path) -> None:
-    result = tensorrt_bench.bench_tensorrt(model, float_model, (1, 3), (1, 16, 16), Reporter(True))
+    result = tensorrt_bench.bench_tensorrt(OnnxFile(model), OnnxFile(float_model), (1, 3), (1, 16, 16), Reporter(True))
 
     assert result["passed"]
     assert "1 of 1 products run in integers" in result["verdict"]
@@ -224,7 +224,7 @@ def test_an_engine_without_room_to_run_is_told(trt: FakeTensorRT, model: Path, m
     monkeypatch.setattr("tests.support.fake_tensorrt.CudaEngine.create_execution_context", lambda engine: None)
 
     with pytest.raises(OnnxFileError, match="TensorRT cannot prepare the engine for batch 64: it did not say why"):
-        TensorRTRunner(model, 64)
+        TensorRTRunner(OnnxFile(model).proto, 64)
 
 
 def test_an_engine_that_overflows_is_a_fault(
@@ -238,7 +238,9 @@ def test_an_engine_that_overflows_is_a_fault(
 
     monkeypatch.setattr(TensorRTRunner, "infer", overflowing)
     with np.errstate(all="ignore"):
-        result = tensorrt_bench.bench_tensorrt(model, float_model, (1,), (1, 16, 16), Reporter(True))
+        result = tensorrt_bench.bench_tensorrt(
+            OnnxFile(model), OnnxFile(float_model), (1,), (1, 16, 16), Reporter(True)
+        )
 
     assert not result["passed"]
     assert result["faults"] == [
@@ -454,7 +456,7 @@ def test_the_compiler_fuses_the_baselines_attention_and_keeps_the_models_integer
     half = float16(read_model(float_model)).SerializeToString()
 
     baseline = count_products(tensorrt_build.build(half, profile=(4, 4, 4)).layers)
-    ours = count_products(tensorrt_build.build(model, profile=(4, 4, 4)).layers)
+    ours = count_products(tensorrt_build.build(OnnxFile(model), profile=(4, 4, 4)).layers)
 
     assert (baseline.integer, baseline.fused_attention) == (0, 2)
     assert (ours.float, ours.small) == (0, 4)

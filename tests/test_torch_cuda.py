@@ -61,7 +61,9 @@ def either(request: pytest.FixtureRequest) -> Frozen:
 lengths = st.integers(1, 40)
 
 
-@given(lengths, lengths, lengths, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 99))
+@given(
+    lengths, lengths, lengths, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans(), st.integers(0, 99)
+)
 def test_a_product_is_exact(
     m: int, n: int, k: int, images: int, heads: int, shared: bool, coded: bool, seed: int
 ) -> None:

@@ -1,16 +1,5 @@
-"""Kinds of graphs, one file each."""
+"""How each target lowers integer products, one file each; their records are in ofq_deploy/targets.py."""
 
-from ofq_deploy.export.targets.openvino import OpenVino
-from ofq_deploy.export.targets.ort_cpu import OrtCpu
-from ofq_deploy.export.targets.portable import Portable
-from ofq_deploy.export.targets.protocol import HIGHEST_OPSET, Rescale, Steps, Target
-from ofq_deploy.export.targets.tensorrt import TensorRt
+from ofq_deploy.export.targets.protocol import HIGHEST_OPSET, Rescale, Steps, TargetOperators
 
-__all__ = ["HIGHEST_OPSET", "TARGETS", "Rescale", "Steps", "Target"]
-
-TARGETS: dict[str, Target] = {
-    "portable": Portable(),
-    "ort-cpu": OrtCpu(),
-    "openvino": OpenVino(),
-    "tensorrt": TensorRt(),
-}
+__all__ = ["HIGHEST_OPSET", "Rescale", "Steps", "TargetOperators"]

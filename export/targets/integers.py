@@ -12,8 +12,6 @@ from ofq_deploy.model.frozen import Frozen
 class IntegerOperators:
     """Codes in integers: uint8 with a zero point on the left, int8 on the right."""
 
-    packs_weights = True
-
     def check(self, frozen: Frozen) -> None:
         return
 

@@ -10,6 +10,7 @@ from ofq_deploy.export.targets.pairs import Pairs
 from ofq_deploy.export.targets.protocol import Rescale, Steps
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.model.nodes import PerToken, PerTokenHead
+from ofq_deploy.targets import OPENVINO
 
 
 class OpenVino(Pairs):
@@ -18,8 +19,7 @@ class OpenVino(Pairs):
     Codes are clipped in float before an 8-bit rounding, the only width that these passes know.
     """
 
-    name = "openvino"
-    packs_weights = True
+    name, packs_weights = OPENVINO.name, OPENVINO.packs_weights
     highest_opset = 24  # from 25 on 2-bit codes are INT2, a type that it does not know
 
     def check(self, frozen: Frozen) -> None:

@@ -6,12 +6,13 @@ from ofq_deploy.export.builder import CONTRIB, Builder
 from ofq_deploy.export.targets.integers import IntegerOperators
 from ofq_deploy.export.targets.operators import add_bias, row_constant, scale_constant, zero_point
 from ofq_deploy.export.targets.protocol import HIGHEST_OPSET, Rescale
+from ofq_deploy.targets import ORT_CPU
 
 
 class OrtCpu(IntegerOperators):
     """ONNX Runtime's fused integer product, MatMulIntegerToFloat."""
 
-    name = "ort-cpu"
+    name, packs_weights = ORT_CPU.name, ORT_CPU.packs_weights
     takes_scalar_scales = True
     highest_opset = HIGHEST_OPSET
 

@@ -6,6 +6,7 @@ from ofq_deploy.export.builder import Builder
 from ofq_deploy.export.targets.integers import IntegerOperators
 from ofq_deploy.export.targets.operators import rescale, zero_point
 from ofq_deploy.export.targets.protocol import HIGHEST_OPSET, Rescale
+from ofq_deploy.targets import PORTABLE
 
 
 class Portable(IntegerOperators):
@@ -15,7 +16,7 @@ class Portable(IntegerOperators):
     layer needs a scale initializer of its own, written as a vector: equal scalars would be shared and unfused.
     """
 
-    name = "portable"
+    name, packs_weights = PORTABLE.name, PORTABLE.packs_weights
     takes_scalar_scales = False
     highest_opset = HIGHEST_OPSET
 

@@ -37,11 +37,11 @@ class Steps:
     rank: int
 
 
-class Target(Protocol):
-    """One kind of graph.
+class TargetOperators(Protocol):
+    """One kind of graph; `ofq_deploy.targets` has a record of each.
 
+    name, packs_weights: of the record
     takes_scalar_scales: a scale may be a single number
-    packs_weights:       weights lie at their true width, behind nodes that the runtime folds
     highest_opset:       that the runtime reads
     """
 

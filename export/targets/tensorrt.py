@@ -16,6 +16,7 @@ from ofq_deploy.export.targets.operators import (
 from ofq_deploy.export.targets.pairs import Pairs
 from ofq_deploy.export.targets.protocol import Rescale, Steps
 from ofq_deploy.model.frozen import Frozen
+from ofq_deploy.targets import TENSORRT
 
 INT8_MAX = 127
 
@@ -29,8 +30,7 @@ class TensorRt(Pairs):
     changes of layout may lie between a pair and its product, or the product becomes a float one.
     """
 
-    name = "tensorrt"
-    packs_weights = False  # its parser takes no 2-bit constants, and decodes 4-bit ones for every image
+    name, packs_weights = TENSORRT.name, TENSORRT.packs_weights
     highest_opset = 20  # from 21 on ONNX Runtime, where this file is proven, trips over int8 pairs
 
     def check(self, frozen: Frozen) -> None:

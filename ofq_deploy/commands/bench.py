@@ -1,23 +1,26 @@
 """What `bench` does: find the model and its baseline, and measure both on a CPU or a GPU."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.commands.export import write_model
+from ofq_deploy.commands.build import float_model
 from ofq_deploy.errors import OnnxFileError, RunError, UnsupportedByTarget
-from ofq_deploy.files import sha256
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
-from ofq_deploy.runs.folder import Run
-from ofq_deploy.runs.subject import find, model_path, tensorrt_model
+from ofq_deploy.runs.folder import FLOAT_MODEL, Run
+from ofq_deploy.runs.subject import Subject, find, model_for
+from ofq_deploy.runtime_tests.runners.registry import BACKENDS, find_backend
+from ofq_deploy.targets import TARGETS
 
-GPU_BACKENDS = ("tensorrt", "torch-cuda")
+if TYPE_CHECKING:
+    from ofq_deploy.runtime_tests.runners.registry import Backend
 
 
-def bench_on_cpu(
+def bench_model(
     model: Path | None,
     backend: str,
     batches: tuple[int, ...],
@@ -29,83 +32,93 @@ def bench_on_cpu(
     report: Reporter,
 ) -> dict[str, Any]:
     """See ofq_deploy.api.bench."""
-    from ofq_deploy.runtime_tests.runners.registry import check_backend
-    from ofq_deploy.runtime_tests.speed.bench import bench as measure
-    from ofq_deploy.runtime_tests.speed.bench import image_shape, pinned
+    chosen = find_backend(backend)
+    if not chosen.on_gpu:
+        return _bench_on_cpu(model, chosen, batches, threads, seconds, baseline, profile, cpus, report)
+    if profile or threads != 1 or cpus:
+        raise UnsupportedByTarget(f"--profile, --threads and --affinity are for CPUs; leave them out on {backend}")
+    return _bench_on_gpu(model, chosen, batches, seconds, baseline, report)
 
-    check_backend(backend, GPU_BACKENDS)
-    if profile and backend != "ort-cpu":
-        raise UnsupportedByTarget(f"no profile on backend {backend!r}; there is one on ort-cpu")
-    path = model_path(model)
-    with _baseline_of(path, baseline) as (baseline, is_own), pinned(cpus):
+
+def _bench_on_cpu(
+    model: Path | None,
+    backend: "Backend",
+    batches: tuple[int, ...],
+    threads: int,
+    seconds: float,
+    baseline: Path | None,
+    profile: bool,
+    cpus: tuple[int, ...],
+    report: Reporter,
+) -> dict[str, Any]:
+    from ofq_deploy.runtime_tests.speed.bench import bench, image_shape, pinned
+
+    if profile and not backend.profile:
+        known = ", ".join(entry.name for entry in BACKENDS.values() if entry.profile)
+        raise UnsupportedByTarget(f"no profile on backend {backend.name!r}; there is one on {known}")
+    subject = find(model)
+    with _baseline_of(subject, baseline) as (beside, is_own), pinned(cpus):
         threads = threads or len(cpus)
-        result = measure(path, baseline, batches, threads, seconds, report, backend)
+        result = bench(subject.file, beside, batches, threads, seconds, report, backend.name)
         if profile:
-            from ofq_deploy.runtime_tests.speed.profile import profile as measure_operators
-
-            for role, file in (("model", path), ("baseline", baseline)):
+            for role, file in (("model", subject.file), ("baseline", beside)):
                 if file is not None:
                     shape = (result[role]["latency_ms"][0]["batch"], *image_shape(file))
-                    result[role]["profile"] = asdict(measure_operators(file, threads, shape))
+                    result[role]["profile"] = asdict(resolve_name(backend.profile)(file, threads, shape))
         if is_own:
-            result["baseline"]["path"] = "the run's float model"
-    result["model"]["sha256"] = sha256(path)
+            result["baseline"]["path"] = FLOAT_MODEL
+    result["model"]["sha256"] = subject.file.sha256
     return result
 
 
-def bench_on_gpu(
+def _bench_on_gpu(
     model: Path | None,
-    backend: str,
+    backend: "Backend",
     batches: tuple[int, ...],
     seconds: float,
     baseline: Path | None,
     report: Reporter,
 ) -> dict[str, Any]:
-    """See ofq_deploy.api.bench; on TensorRT, or in torch where there is none."""
+    """The model in its runtime, or, where a backend opens no files, the layers of its frozen file."""
     from ofq_deploy.runtime_tests.speed.bench import image_shape
     from ofq_deploy.runtime_tests.speed.rounds import Protocol
 
     protocol = Protocol(seconds=seconds)
-    if backend == "torch-cuda":
-        from ofq_deploy.runtime_tests.runners import cuda
-        from ofq_deploy.runtime_tests.speed.torch_cuda import WITHOUT_GPU, bench_torch_cuda
-
-        cuda.gpu(WITHOUT_GPU)
-        found = find(model)
-        if found.frozen is None:
+    resolve_name(backend.available)()
+    if backend.bench_layers:
+        subject = find(model)
+        if subject.frozen is None:
             raise RunError(
-                f"no frozen file with the hash that {found.model.path} names was found, and torch-cuda takes the layers "
+                f"no frozen file with the hash that {subject.path} names was found, and {backend.name} takes the layers "
                 "from it; keep the model in its run folder"
             )
-        path = found.model.path
-        result = bench_torch_cuda(found.frozen, batches, report, protocol)
+        result = resolve_name(backend.bench_layers)(subject.frozen, batches, report, protocol)
     else:
-        from ofq_deploy.runtime_tests.runners.tensorrt import available
-        from ofq_deploy.runtime_tests.speed.tensorrt_bench import bench_tensorrt
-
-        available()
-        path = tensorrt_model(model)
-        with _baseline_of(path, baseline) as (baseline, _):
-            shape = image_shape(path, "model", batches)
-            result = bench_tensorrt(path, baseline, batches, shape, report, protocol)
-    result["model"] |= {"path": str(path), "sha256": sha256(path), "file_bytes": path.stat().st_size}
+        subject = Subject(model_for(model, TARGETS[backend.rules_of]))
+        with _baseline_of(subject, baseline) as (beside, _):
+            shape = image_shape(subject.file, "model", batches)
+            result = resolve_name(backend.bench_models)(subject.file, beside, batches, shape, report, protocol)
+    size = subject.path.stat().st_size
+    result["model"] |= {"path": str(subject.path), "sha256": subject.file.sha256, "file_bytes": size}
     return {"schema": "ofq-deploy/bench-gpu/1", **result}
 
 
 @contextmanager
-def _baseline_of(model: Path, baseline: Path | None) -> Iterator[tuple[Path | None, bool]]:
-    """The baseline that was given, else the float model of the model's run, as a file; and whether it is the latter."""
-    run = _run_of(model) if baseline is None else None
-    with tempfile.TemporaryDirectory() as folder:
-        if run is not None:
-            baseline = Path(folder) / "fp32.onnx"
-            write_model(run, "fp32", baseline)
-        yield baseline, run is not None
+def _baseline_of(subject: Subject, baseline: Path | None) -> Iterator[tuple[OnnxFile | None, bool]]:
+    """The baseline that was given, else the float model of the subject's run; and whether it is the latter."""
+    run = None
+    if baseline is None:
+        run = _run_of(subject)
+    if run is None:
+        yield None if baseline is None else OnnxFile(baseline), False
+        return
+    with float_model(run) as file:
+        yield file, True
 
 
-def _run_of(model: Path) -> Run | None:
+def _run_of(subject: Subject) -> Run | None:
     """The run that a model was exported from; None when it is not found, and for models from elsewhere."""
     try:
-        return find(model).run
+        return subject.run
     except OnnxFileError:
         return None

@@ -12,11 +12,10 @@ from ofq_deploy.data.classes import Classes, read_classes
 from ofq_deploy.data.datasets import digits_preprocessing, folder_preprocessing, load_dataset
 from ofq_deploy.data.images import Preprocessing, read_preprocessing
 from ofq_deploy.errors import DataError, OnnxFileError
-from ofq_deploy.files import sha256
+from ofq_deploy.model.file import ModelFile, OnnxFile
 from ofq_deploy.progress import Reporter
 
 if TYPE_CHECKING:
-    from ofq_deploy.model.file import ModelFile
     from ofq_deploy.runtime_tests.proof.accuracy import Accuracy
 
 # Operators on exact inputs are off by 0.14 at most in DeiT-T made int8 by ONNX Runtime and NNCF (attention, whose
@@ -38,8 +37,8 @@ class Signature:
 
 
 def validate_foreign(
-    model: Path,
-    reference: Path,
+    model: OnnxFile,
+    reference: OnnxFile,
     data: str | None,
     classes: Path | None,
     preprocessing: Path | None,
@@ -55,8 +54,8 @@ def validate_foreign(
     if data is None:
         raise DataError("a model from elsewhere does not name its data; pass --data NAME|PATH")
     signature, floats = _signature(model, "model"), _signature(reference, "reference")
-    if sha256(model) == sha256(reference):
-        raise OnnxFileError(f"{reference} is the model itself; pass the float model that it was quantized from")
+    if model.sha256 == reference.sha256:
+        raise OnnxFileError(f"{reference.path} is the model itself; pass the float model that it was quantized from")
     if (signature.channels, signature.size, signature.classes) != (floats.channels, floats.size, floats.classes):
         raise OnnxFileError(f"the reference {_told(floats)}, the model {_told(signature)}; expected the same")
     if signature.batch and floats.batch and signature.batch != floats.batch:
@@ -73,8 +72,8 @@ def validate_foreign(
     own = measure_accuracy(model, test, report, backend, signature.batch or 32)
     theirs = measure_accuracy(reference, test, report, backend, floats.batch or 32)
     result: dict[str, Any] = {
-        "model": str(model),
-        "reference": str(reference),
+        "model": str(model.path),
+        "reference": str(reference.path),
         "backend": backend,
         "data": data,
         "test_images": len(test),
@@ -108,23 +107,22 @@ def validate_foreign(
     return result | {"passed": not faults, "faults": faults, "verdict": verdict}
 
 
-def _signature(path: Path, role: str) -> Signature:
+def _signature(file: OnnxFile, role: str) -> Signature:
     """Raises OnnxFileError for anything but one float image in, channels first, and one row of logits per image out."""
-    from ofq_deploy.model.file import parse_model
     from ofq_deploy.runner import logits
-    from ofq_deploy.runtime_tests.runners.registry import open_runner
+    from ofq_deploy.runtime_tests.runners.registry import DEFAULT, open_runner
     from ofq_deploy.runtime_tests.speed.bench import image_shape
 
-    channels, height, width = image_shape(path, role)
+    channels, height, width = image_shape(file, role)
     if height != width or channels not in (1, 3):
         raise OnnxFileError(
             f"the {role} takes images {[channels, height, width]}; expected [channels, side, side], 1 or 3 channels first"
         )
-    graph = parse_model(path).graph
+    graph = file.proto.graph
     constants = {tensor.name for tensor in graph.initializer}
     image = next(value for value in graph.input if value.name not in constants)
     batch = image.type.tensor_type.shape.dim[0].dim_value or None
-    with open_runner("ort-cpu", path) as runner:
+    with open_runner(DEFAULT.name, file) as runner:
         outputs = runner.metadata.outputs
         made = logits(runner, np.zeros((batch or 1, channels, height, width), dtype=np.float32))
     if len(outputs) != 1 or made.ndim != 2 or made.shape[1] < 2:
@@ -138,18 +136,16 @@ def _told(signature: Signature) -> str:
     return f"takes images {[signature.channels, side, side]} and knows {signature.classes} classes"
 
 
-def _described(path: Path) -> "ModelFile | None":
+def _described(file: OnnxFile) -> ModelFile | None:
     """What our own metadata says, where a quantizer left it in the file."""
-    from ofq_deploy.model.file import open_model
-
     try:
-        return open_model(path)[1]
+        return file.described
     except OnnxFileError:
         return None
 
 
 def _preprocessing(
-    file: Path | None, described: "ModelFile | None", signature: Signature, data: str
+    file: Path | None, described: ModelFile | None, signature: Signature, data: str
 ) -> tuple[Preprocessing, str]:
     """How images become inputs, and who says so."""
     if file is not None:
@@ -175,28 +171,26 @@ def _by_class(own: "Accuracy", reference: "Accuracy", labels: tuple[str, ...]) -
     return [row | {"top1_reference": theirs["top1"]} for row, theirs in rows]
 
 
-def _executed(model: Path, backend: str) -> dict[str, Any]:
+def _executed(model: OnnxFile, backend: str) -> dict[str, Any]:
     """What the runtime executes, and what keeps it from integers."""
-    from ofq_deploy.runtime_tests.lint.rules import RULES, lint
-    from ofq_deploy.runtime_tests.runners.registry import executed_operators
+    from ofq_deploy.runtime_tests.lint.rules import lint
+    from ofq_deploy.runtime_tests.runners.registry import executed_operators, find_opening
 
-    found = Counter(finding.rule for finding in lint(model, backend)) if backend in RULES else None
-    told = (
-        None if found is None else {"target": backend, "findings": found.total(), "rules": dict(sorted(found.items()))}
-    )
+    target, told = find_opening(backend)[0].rules_of, None
+    if target:
+        found = Counter(finding.rule for finding in lint(model, target))
+        told = {"target": target, "findings": found.total(), "rules": dict(sorted(found.items()))}
     return {"executed": asdict(executed_operators(backend, model)), "lint": told}
 
 
 def _tensors(
-    model: Path, reference: Path, images: NDArray[np.float32], batch: int, tolerance: float, report: Reporter
+    model: OnnxFile, reference: OnnxFile, images: NDArray[np.float32], batch: int, tolerance: float, report: Reporter
 ) -> dict[str, Any]:
     """Tensor by tensor in ONNX Runtime, whichever backend was measured."""
-    from ofq_deploy.model.file import read_model
     from ofq_deploy.runtime_tests.proof.tensors import compare_tensors, half_quantized
 
-    floats = read_model(reference)
-    own = read_model(model, made_from=floats)
-    found = compare_tensors(own, floats, images, report, batch)
+    own = model.proto
+    found = compare_tensors(own, reference.proto, images, report, batch)
     first = next((entry for entry in found if entry.exceeds(tolerance)), None)
     return {
         "half_quantized": [asdict(entry) for entry in half_quantized(own)],

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.commands.validate import frozen_of, test_split
 from ofq_deploy.errors import BackendMissing, RunError, UnsupportedByTarget
-from ofq_deploy.files import sha256
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs.subject import Subject, find
+from ofq_deploy.runtime_tests.runners.registry import find_opening
 
 if TYPE_CHECKING:
     from ofq_deploy.runner import Runner
+
+WITNESSES = ("torch", "oracle")  # which compute the taps from the run and the frozen file, not from the model's
 
 
 def compare_two(
@@ -29,9 +31,11 @@ def compare_two(
 
     if leader == follower:
         raise UnsupportedByTarget(f"{leader} cannot be compared with itself; pass another --leader or --follower")
+    for name in (leader, follower):
+        if not _is_witness(name):
+            find_opening(name, WITNESSES)
     found = find(subject, run)
-    frozen_of(found, leader)
-    frozen = frozen_of(found, follower)
+    frozen = frozen_of(found, *(name for name in (leader, follower) if not _is_witness(name)))
     _, test = test_split(found, frozen, data, None)
     batch = test.spread(images)
     with _open_witness(leader, found, frozen) as first, _open_witness(follower, found, frozen) as second:
@@ -46,8 +50,8 @@ def compare_two(
         if not entry.is_tie
     ][:5]
     return {
-        "model": str(found.model.path),
-        "model_sha256": sha256(found.model.path),
+        "model": str(found.path),
+        "model_sha256": found.file.sha256,
         "leader": leader,
         "follower": follower,
         "runners": {
@@ -61,6 +65,10 @@ def compare_two(
     }
 
 
+def _is_witness(name: str) -> bool:
+    return name.partition(":")[0] in WITNESSES
+
+
 def _open_witness(name: str, found: Subject, frozen: Frozen) -> "Runner":
     """One of those that compute a model's taps, by its name; see ofq_deploy.api.parity."""
     if name == "oracle":
@@ -70,10 +78,8 @@ def _open_witness(name: str, found: Subject, frozen: Frozen) -> "Runner":
     kind, _, variant = name.partition(":")
     if kind != "torch":
         from ofq_deploy.runtime_tests.proof.tapped import open_tapped
-        from ofq_deploy.runtime_tests.runners.registry import check_backend
 
-        check_backend(name.partition("@")[0].removesuffix(":plain"), ("torch", "oracle"))
-        return open_tapped(name, found.model.path, frozen)
+        return open_tapped(name, found.file, frozen)
     import torch
 
     from ofq_deploy.train.reference import load_student

@@ -1,47 +1,53 @@
 """From what lies in a folder to its report and model cards."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ofq_deploy.commands.inspect import inspect_model
 from ofq_deploy.errors import DataError, OnnxFileError, OutputError, RunError
 from ofq_deploy.files import refuse_existing, sha256, write_text
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.card import card_path, refuse_other_card, write_card
 from ofq_deploy.pages.report import SHOWN, render
 from ofq_deploy.progress import Reporter
-from ofq_deploy.results.record import Result, command_of, model_of, read_results
+from ofq_deploy.results.record import Result, command_line, command_of, model_of, read_results, stamped
 from ofq_deploy.runs.folder import newest_run
+from ofq_deploy.runs.subject import Subject, exported_models
 
 
 def report_folder(subject: Path | None, output: Path | None, force: bool, say: Reporter) -> dict[str, Any]:
     """See ofq_deploy.api.report."""
-    from ofq_deploy.runs.subject import exported_models
-
     folder = newest_run().path if subject is None else subject
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; expected a run folder or a folder with results of -o")
-    path = output or folder / "report.html"
-    refuse_existing(path, force)
+    page = output or folder / "report.html"
+    refuse_existing(page, force)
     results = _current(_checked(folder), folder, say)
     if not any("verdict" in result for result in results):
         raise DataError(
             f"{folder} holds no result of validate or bench; make one with: ofq-deploy validate, ofq-deploy bench"
         )
-    about: dict[Path, list[Result]] = {model: [] for model in sorted(exported_models(folder))}
+    models = {file.path: file for file in exported_models(folder)}
+    about: dict[Path, list[Result]] = {path: [] for path in sorted(models)}
     for result in results:
         about.get(Path(model_of(result)), []).append(result)
-    for model, known in about.items():
+    cards = []
+    for path, known in about.items():
+        contents = _contents(models[path])
         if not any(command_of(result) == "inspect" for result in known):
-            results += _contents(model)
-    cards = [str(card_path(model)) for model, known in about.items() if _refresh(model, known, say)]
-    write_text(path, render(f"ofq-deploy report: {folder.resolve().name}", results), force)
-    return {"report": str(path), "results": len(results), "cards": cards}
+            results.append(contents)
+        if _refresh(models[path], contents, known, say):
+            cards.append(str(card_path(path)))
+    write_text(page, render(f"ofq-deploy report: {folder.resolve().name}", results), force)
+    return {"report": str(page), "results": len(results), "cards": cards}
 
 
-def _refresh(model: Path, results: list[Result], say: Reporter) -> bool:
+def _refresh(file: OnnxFile, contents: Result, results: list[Result], say: Reporter) -> bool:
     """Write a model's card anew; False where another file or a closed folder is in the way."""
     try:
-        refuse_other_card(model, force=False)
-        write_card(model, results)
+        refuse_other_card(file.path, force=False)
+        write_card(file, contents, results)
     except OutputError as error:
         say.say(str(error))
         return False
@@ -51,17 +57,15 @@ def _refresh(model: Path, results: list[Result], say: Reporter) -> bool:
 def write_page(path: Path, result: Result, force: bool) -> None:
     """The page about one result, and about the model's layers."""
     name = Path(model_of(result) or str(result.get("run", ""))).name
-    write_text(path, render(f"ofq-deploy report: {name}", [result, *_contents(Path(model_of(result)))]), force)
+    model, shown = Path(model_of(result)), [result]
+    with suppress(OnnxFileError):  # from elsewhere
+        shown += [_contents(OnnxFile(model))] if model.is_file() else []
+    write_text(path, render(f"ofq-deploy report: {name}", shown), force)
 
 
-def _contents(model: Path) -> list[Result]:
-    """What `inspect` says of a model; nothing for files from elsewhere."""
-    from ofq_deploy import api
-
-    try:
-        return [api.inspect(model)] if model.is_file() else []
-    except OnnxFileError:
-        return []
+def _contents(file: OnnxFile) -> Result:
+    """What `inspect` says of a model."""
+    return stamped("inspect", command_line("inspect", {"subject": file.path}), inspect_model(Subject(file)))
 
 
 def _checked(folder: Path) -> dict[Path, Result]:

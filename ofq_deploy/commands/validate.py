@@ -1,18 +1,19 @@
 """What `validate` does: gather the witnesses, prove, measure, and pass a verdict."""
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofq_deploy.commands.build import float_model
 from ofq_deploy.data.classes import Classes, read_classes
 from ofq_deploy.data.datasets import Split, load_dataset
 from ofq_deploy.errors import DataError, OnnxFileError, RunError, UnsupportedByTarget
-from ofq_deploy.files import sha256
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runs.folder import Run
-from ofq_deploy.runs.subject import Subject, find, model_path
+from ofq_deploy.runs.subject import Subject, find
+from ofq_deploy.runtime_tests.runners.registry import BACKENDS, proves
 
 if TYPE_CHECKING:
     from ofq_deploy.runtime_tests.proof.accuracy import Accuracy
@@ -34,10 +35,8 @@ def validate_model(
     """See ofq_deploy.api.validate."""
     from ofq_deploy.runtime_tests.proof.accuracy import by_class, measure_accuracy, paired
 
-    others = () if backend == "openvino" else ("openvino",)
-    path = model_path(subject, without=("fp32", *others))
-    _refuse_foreign(path)
-    found = find(path, run)
+    found = find(subject, run, lambda target: proves(backend, target))
+    _refuse_foreign(found.file)
     frozen = frozen_of(found, backend)
     if max_drop is not None and found.run is None:
         raise RunError("--max-drop needs the run folder that the model came from; pass it with --run")
@@ -54,14 +53,14 @@ def validate_model(
 
         student = load_student(found.run, frozen)
     proof = _prove(found, frozen, student, test, images, backend, report)
-    accuracy = measure_accuracy(found.model.path, test, report, backend)
+    accuracy = measure_accuracy(found.file, test, report, backend)
     result = _summary(found, proof, accuracy, backend) | {"data": chosen, "test_images": len(test)}
     result |= {"preprocessing": asdict(frozen.preprocessing), "first_batch_sha256": test.first_batch_sha256()}
     result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, known.labels)}
     faults = _metadata_faults(found, frozen) + proof.faults()
     if found.run is not None:
         result |= _agreement(student, test, accuracy, report)
-        reference = _float_accuracy(found.run, frozen, test, report)
+        reference = _float_accuracy(found.run, test, report)
         result |= {"top1_float": reference.top1, "against_float": paired(accuracy, reference)}
         if accuracy.top1 is not None and reference.top1 is not None:
             result["drop_points"] = reference.top1 - accuracy.top1
@@ -70,26 +69,25 @@ def validate_model(
     return result | {"passed": not faults, "faults": faults}
 
 
-def _refuse_foreign(path: Path) -> None:
-    from ofq_deploy.model.file import parse_model
-
-    if not any(entry.key.startswith("ofq_deploy.") for entry in parse_model(path).metadata_props):
+def _refuse_foreign(file: OnnxFile) -> None:
+    if not file.properties:
         raise OnnxFileError(
-            f"{path} was not written by ofq-deploy export (it does not say where it comes from); to compare it with "
+            f"{file.path} was not written by ofq-deploy export (it does not say where it comes from); to compare it with "
             "the float model that it was quantized from, pass that with --reference"
         )
 
 
-def frozen_of(found: Subject, backend: str) -> Frozen:
-    """The frozen file that a model came from, which `backend` can prove it against; RunError, UnsupportedByTarget."""
-    path = found.model.path
-    if found.model.target == "fp32":
+def frozen_of(found: Subject, *backends: str) -> Frozen:
+    """The frozen file that a model came from, which all of `backends` can prove it against; RunError, UnsupportedByTarget."""
+    path, target = found.path, found.model.made_for
+    if target.is_float:
         raise RunError(
             f"{path} is the float baseline: there is nothing to prove; measure it with: ofq-deploy bench; or, if something "
             "else quantized it, pass the float model with --reference"
         )
-    if found.model.target == "openvino" and backend.startswith("ort-cpu"):
-        raise UnsupportedByTarget(f"{path} is made for OpenVINO; prove it there with --backend openvino")
+    if not all(proves(backend, target) for backend in backends):
+        title = BACKENDS[target.only_on].title
+        raise UnsupportedByTarget(f"{path} is made for {title}; prove it there with --backend {target.only_on}")
     if found.frozen is None:
         where = "beside it or under runs/"
         raise RunError(f"no frozen file with the hash that {path} names was found {where}; pass it with --run")
@@ -118,16 +116,16 @@ def _prove(
         prove_weights,
     )
 
-    path, batch = found.model.path, test.spread(images)
-    weights, constants = prove_weights(path, frozen), prove_constants(path, _export_again(found, frozen))
+    file, batch = found.file, test.spread(images)
+    weights, constants = prove_weights(file, frozen), prove_constants(file, _export_again(found, frozen))
     torch = None
     if student is not None:
         from ofq_deploy.train.witness import TorchRunner
 
         torch = TorchRunner(student)
-    operators = prove_operators(path, frozen, batch, torch, report, backend)
+    operators = prove_operators(file, frozen, batch, torch, report, backend)
     free = prove_free_run(
-        path, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report, backend
+        file, frozen, test.images(range(_free_images(frozen, len(batch), len(test)))), report, backend
     )
     return Proof(len(batch), weights, constants, tuple(operators), free)
 
@@ -135,14 +133,10 @@ def _prove(
 def _export_again(found: Subject, frozen: Frozen) -> Any:
     """What this version writes for the model's target and opset."""
     from ofq_deploy.export.network import build
-    from ofq_deploy.export.targets import TARGETS
     from ofq_deploy.export.write import to_proto
-    from ofq_deploy.model.file import read_model
 
-    if found.model.target not in TARGETS:
-        raise OnnxFileError(f"{found.model.path} names the target {found.model.target!r}; export it again")
-    opset = next(entry.version for entry in read_model(found.model.path).opset_import if entry.domain == "")
-    return to_proto(build(frozen, TARGETS[found.model.target], opset, found.model.frozen_sha256))
+    opset = next(entry.version for entry in found.file.proto.opset_import if entry.domain == "")
+    return to_proto(build(frozen, found.model.made_for.load_operators(), opset, found.model.frozen_sha256))
 
 
 def _free_images(frozen: Frozen, least: int, most: int) -> int:
@@ -152,8 +146,8 @@ def _free_images(frozen: Frozen, least: int, most: int) -> int:
 def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str) -> dict[str, Any]:
     weights, operators, free = proof.weights, proof.operators, proof.free_run
     return {
-        "model": str(found.model.path),
-        "model_sha256": sha256(found.model.path),
+        "model": str(found.path),
+        "model_sha256": found.file.sha256,
         "backend": backend,
         "target": found.model.target,
         "witnesses": [*(entry.follower for entry in operators), "oracle"],
@@ -219,15 +213,11 @@ def _agreement(student: Any, test: Split, accuracy: "Accuracy", report: Reporter
     }
 
 
-def _float_accuracy(run: Run, frozen: Frozen, test: Split, report: Reporter) -> "Accuracy":
-    from ofq_deploy.export.fp32 import build_fp32
-    from ofq_deploy.export.write import write_checked
+def _float_accuracy(run: Run, test: Split, report: Reporter) -> "Accuracy":
     from ofq_deploy.runtime_tests.proof.accuracy import measure_accuracy
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "the float model"
-        write_checked(build_fp32(frozen, run.file("teacher.safetensors")), path)
-        return measure_accuracy(path, test, report)
+    with float_model(run) as file:
+        return measure_accuracy(file, test, report, name="the float model")
 
 
 def validate_golden(subject: str | Path | None, golden: Path, report: Reporter) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def contents(model: "onnx.ModelProto", described: ModelFile, frozen: Frozen | No
     range of each layer's activation steps is shown too.
     """
     layers = [_layer(name, tensors, described, frozen) for name, tensors in _by_layer(model).items()]
-    total = described.path.stat().st_size
+    total = described.file_bytes
     kinds = Counter[str]()
     for tensor in model.graph.initializer:
         kinds[_kind(tensor.name, described)] += _bytes(tensor)
@@ -90,7 +90,7 @@ def _kind(name: str, described: ModelFile) -> str:
             return "float weights"
         if not name.startswith("blocks."):
             return "8-bit layers"
-        return "codes, a byte each" if described.target == "tensorrt" else "packed codes"
+        return "packed codes" if described.made_for.packs_weights else "codes, a byte each"
     if name.endswith((".scale", ".step", ".row_step", ".query_step")):
         return "steps and scales"
     if name.endswith(("before", ".row_sum", "key_shift", "key_bias")):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +16,26 @@ from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.files import sha256
 from ofq_deploy.model.grids import recipe_bits
 from ofq_deploy.runner import FORCED
+from ofq_deploy.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     import onnx
 
-ROLES = "ofq_deploy.roles"
+PREFIX = "ofq_deploy."  # of the keys of our metadata
+ROLES = f"{PREFIX}roles"
 SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quant.*)?")  # quantizers append to names
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """An ONNX model that this project exported.
+    """What an ONNX model that this project exported says of itself.
 
     frozen_sha256: the frozen file that it was made from, empty for the float baseline
     bits:          by "weights" and "activations", layers and quantizers with other bits than `quantization` gives them
     """
 
     path: Path
+    file_bytes: int
     target: str
     frozen_sha256: str
     labels: tuple[str, ...]
@@ -52,6 +56,40 @@ class ModelFile:
             return 32
         return self.bits.get(kind, {}).get(name) or recipe_bits(name, int(self.quantization[key]))
 
+    @property
+    def made_for(self) -> Target:
+        return TARGETS[self.target]
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file. It is parsed once and hashed once, when somebody first asks.
+
+    made_from: the model whose metadata tells the names, where the file has lost its own
+    """
+
+    path: Path
+    made_from: "OnnxFile | None" = None
+
+    @cached_property
+    def proto(self) -> "onnx.ModelProto":
+        """The file, every name in its long form; many read it, so nobody changes it. See `read_model`."""
+        return read_model(self.path, None if self.made_from is None else self.made_from.proto)
+
+    @cached_property
+    def described(self) -> ModelFile:
+        """What it says of itself; OnnxFileError also for files from elsewhere."""
+        return describe(self.proto, self.path, self.path.stat().st_size)
+
+    @cached_property
+    def sha256(self) -> str:
+        return sha256(self.path)
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The metadata of a file of ours; empty for files from elsewhere."""
+        return _properties(self.proto)
+
 
 def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.ModelProto":
     """Parse an ONNX file, every name in its long form; OnnxFileError when it is missing or cut.
@@ -61,17 +99,7 @@ def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.
     Nodes without a name get that of their first output.
     """
     model = parse_model(path)
-    try:
-        roles = _roles(model) or (_roles(made_from) if made_from else [])
-        for node in model.graph.node:
-            for names in (node.output, node.input):
-                for index, name in enumerate(names):
-                    names[index] = _long_name(name, roles)
-            node.name = node.name or node.output[0]
-        for tensor in model.graph.initializer:
-            tensor.name = _long_name(tensor.name, roles)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
+    lengthen(model, path, made_from)
     return model
 
 
@@ -93,6 +121,21 @@ def parse_model(path: Path) -> "onnx.ModelProto":
     return model
 
 
+def lengthen(model: "onnx.ModelProto", path: Path, made_from: "onnx.ModelProto | None" = None) -> None:
+    """Give every name its long form, in place; OnnxFileError for names that do not fit the metadata."""
+    try:
+        roles = _roles(model) or (_roles(made_from) if made_from else [])
+        for node in model.graph.node:
+            for names in (node.output, node.input):
+                for index, name in enumerate(names):
+                    names[index] = _long_name(name, roles)
+            node.name = node.name or node.output[0]
+        for tensor in model.graph.initializer:
+            tensor.name = _long_name(tensor.name, roles)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
+
+
 def _roles(model: "onnx.ModelProto") -> list[str]:
     return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
 
@@ -108,17 +151,19 @@ def _long_name(name: str, roles: list[str]) -> str:
     return f"blocks.{match[1]}.{role}" if match[1] else role
 
 
-def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
-    """Parse a model that `ofq-deploy export` wrote, and what its metadata says.
+def _properties(model: "onnx.ModelProto") -> dict[str, str]:
+    entries = ((entry.key, entry.value) for entry in model.metadata_props if entry.key.startswith(PREFIX))
+    return {key.removeprefix(PREFIX): value for key, value in entries}
 
-    Raises OnnxFileError also for ONNX files from elsewhere.
-    """
-    model = read_model(path)
-    properties = {entry.key.removeprefix("ofq_deploy."): entry.value for entry in model.metadata_props}
+
+def describe(model: "onnx.ModelProto", path: Path, file_bytes: int) -> ModelFile:
+    """What the metadata of a model that `ofq-deploy export` wrote says; OnnxFileError for models from elsewhere."""
+    properties = _properties(model)
     try:
         how = json.loads(properties["preprocessing"])
         described = ModelFile(
             path=path,
+            file_bytes=file_bytes,
             target=properties["target"],
             frozen_sha256=properties["frozen_sha256"],
             labels=tuple(json.loads(properties["labels"])),
@@ -130,7 +175,18 @@ def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
         raise OnnxFileError(
             f"{path} was not written by ofq-deploy export (metadata lacks {error}); export it again"
         ) from error
-    return model, described
+    if described.target not in TARGETS:
+        raise OnnxFileError(f"{path} names the target {described.target!r}; export it again")
+    return described
+
+
+def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
+    """Parse a model that `ofq-deploy export` wrote, and what its metadata says.
+
+    Raises OnnxFileError also for ONNX files from elsewhere.
+    """
+    file = OnnxFile(path)
+    return file.proto, file.described
 
 
 def reference_run(model: ModelFile, roots: Iterable[Path]) -> Path | None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ofq_deploy.errors import OutputError
-from ofq_deploy.files import sha256, write_text
+from ofq_deploy.files import write_text
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.html import percent, template
 from ofq_deploy.results.record import Result, command_of
+from ofq_deploy.runtime_tests.runners.registry import DEFAULT, backend_of
+from ofq_deploy.targets import Target
 
 MARKER = "<!-- model card, written by ofq-deploy: a new export or report replaces it -->"
 TITLES = {"validate": "Proof and accuracy in {backend}", "parity": "{follower} against {leader}"}
@@ -47,20 +50,19 @@ def refuse_other_card(model: Path, force: bool) -> None:
         )
 
 
-def write_card(model: Path, results: list[Result]) -> None:
-    """Write the card of a model that lies in its run folder; `results` about it are told too."""
-    write_text(card_path(model), card(model, model.name, model.parent, results), force=True)
+def write_card(file: OnnxFile, contents: Result, results: list[Result]) -> None:
+    """Write the card of a model that lies in its run folder; see `card`."""
+    text = card(file, contents, file.path.name, file.path.parent, results)
+    write_text(card_path(file.path), text, force=True)
 
 
-def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
+def card(file: OnnxFile, contents: Result, name: str, run: Path, results: list[Result]) -> str:
     """The card of a model that `export` wrote, from its file, its run's manifest and results about it.
 
-    name: what the file will be called
+    contents: what `inspect` says of it
+    name:     what the file will be called
     """
-    from ofq_deploy import api
-    from ofq_deploy.model.file import open_model
-
-    described, contents = open_model(model)[1], api.inspect(model)
+    described = file.described
     manifest: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
@@ -68,7 +70,7 @@ def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
         marker=MARKER,
         name=name,
         target=described.target,
-        is_float=described.target == "fp32",
+        is_float=described.made_for.is_float,
         quantization=described.quantization,
         trained=bool(manifest.get("results")),
         contents=contents,
@@ -78,8 +80,8 @@ def card(model: Path, name: str, run: Path, results: list[Result]) -> str:
         labels=described.labels,
         run=_training(manifest),
         results=[_measured(result) for result in results if "verdict" in result],
-        sha256=sha256(model),
-        verify=_verify(name, described.target),
+        sha256=file.sha256,
+        verify=_verify(name, described.made_for),
     )
 
 
@@ -112,14 +114,14 @@ def _machine(result: Result) -> str:
     if "gpu" in result:
         return f"{result['gpu']['name']}, driver {result['gpu']['driver'] or 'unknown'}"
     environment = result["environment"]
-    package = "openvino" if result.get("backend") == "openvino" else "onnxruntime"
+    backend = backend_of(result.get("backend", DEFAULT.name)) or DEFAULT
     packages = environment["packages"]
-    runtime = f"; {package} {packages[package]}" if package in packages else ""
+    runtime = f"; {backend.package} {packages[backend.package]}" if backend.package in packages else ""
     return f"{environment['cpu']}, {environment['cores']} cores{runtime}"
 
 
-def _verify(name: str, target: str) -> str:
-    if target == "fp32":
+def _verify(name: str, target: Target) -> str:
+    if target.is_float:
         return f"ofq-deploy bench {name}"
-    backend = " --backend openvino" if target == "openvino" else ""
+    backend = f" --backend {target.only_on}" if target.only_on else ""
     return f"ofq-deploy validate {name} --run RUN_FOLDER{backend}"

@@ -5,6 +5,7 @@ from typing import Any
 
 from ofq_deploy.pages.html import plain
 from ofq_deploy.results.record import Result
+from ofq_deploy.runs.folder import FLOAT_MODEL
 
 FLOAT = "float model"
 GPU_ROLES = ("model", "baseline", "float32")
@@ -23,7 +24,7 @@ def role_name(bench: Result, role: str) -> str:
     if role == "model":
         return "this model"
     path = str(bench.get(role, {}).get("path", ""))
-    return FLOAT if path == "the run's float model" else path
+    return FLOAT if path == FLOAT_MODEL else path
 
 
 def distributions(bench: Result) -> list[tuple[list[tuple[str, list[float], dict[str, float]]], str]]:

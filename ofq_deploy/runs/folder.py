@@ -22,6 +22,7 @@ from ofq_deploy.recipe import Recipe, load_recipe
 
 FORMAT = 1
 RUNS = Path("runs")
+FLOAT_MODEL = "the run's float model"  # what results call it, as it has no file of its own
 FILES = ("recipe.toml", "metrics.jsonl", "weights.safetensors", "teacher.safetensors", "frozen.safetensors")
 
 

@@ -13,6 +13,7 @@ from ofq_deploy import __version__
 from ofq_deploy.environment import environment
 from ofq_deploy.errors import OutputError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.serving.servable import Servable, axes, read_servable
 from ofq_deploy.serving.triton import Serving, choose_serving, config, plan_command
 
@@ -22,7 +23,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def make_package(
-    path: Path,
+    file: OnnxFile,
     kind: str,
     output: Path,
     *,
@@ -43,21 +44,22 @@ def make_package(
         raise UnsupportedByTarget(f"no package for {kind!r}; there are {', '.join(KINDS)}")
     if kind == "ort" and (backend, max_batch, threads) != (None, None, None):
         raise UnsupportedByTarget("--backend, --max-batch and --threads belong to --for triton; leave them out")
+    path = file.path
     refuse_existing(output, force)
     if output.resolve() in path.resolve().parents:
         raise OutputError(f"{output} holds the model itself; choose another place with -o")
-    model = read_servable(path)
+    model = read_servable(file)
     title = _name(path) if name is None else name
     if not NAME.fullmatch(title):
         raise UnsupportedByTarget(f"{title!r} is no name for a model; use letters, digits, '_' and '-'")
     serving = None
     if kind == "triton":
         serving = choose_serving(model, title, backend, max_batch, threads or 0)
-    elif not model.for_onnxruntime:
+    elif not model.target.on_cpu:
         raise UnsupportedByTarget(
-            f"{path} was made for {model.target}, not for ONNX Runtime on the CPU; export it with --target ort-cpu or portable"
+            f"{path} was made for {model.target.name}, not for ONNX Runtime on the CPU; export it with --target ort-cpu or portable"
         )
-    if model.for_onnxruntime:
+    if model.target.on_cpu:
         from ofq_deploy.runtime_tests.runners.ort import open_session
 
         open_session(path)
@@ -74,7 +76,7 @@ def make_package(
             "command": shlex.join(["ofq-deploy", "package", str(path), "--for", kind, "-o", str(output), *words]),
             "kind": kind,
             "name": title,
-            "model": {"target": model.target, "sha256": sha256(path), "frozen_sha256": model.frozen_sha256},
+            "model": {"target": model.target.name, "sha256": file.sha256, "frozen_sha256": model.frozen_sha256},
             "onnxruntime": f">={model.onnxruntime}",
             "files": {file.relative_to(folder).as_posix(): sha256(file) for file in files},
             "environment": environment(),
@@ -116,7 +118,7 @@ def _fill_in(template: str, model: Servable, name: str, **more: str) -> str:
         more,
         name=name,
         version=__version__,
-        target=model.target,
+        target=model.target.name,
         classes=len(model.labels),
         opset=model.opset,
         onnxruntime=model.onnxruntime,

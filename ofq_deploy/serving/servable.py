@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.model.file import OnnxFile
+from ofq_deploy.targets import Target
 
 if TYPE_CHECKING:
     import onnx
-
-# What ONNX Runtime reads as it is: the files for OpenVINO are pairs that it loads only on request.
-ORT_TARGETS = ("portable", "ort-cpu", "fp32")
 
 # The oldest ONNX Runtime 1.x that loads a file of an opset; measured, docs/serving.md has the table.
 OLDEST_MINOR = {20: 17, 21: 18, 22: 21, 23: 24, 24: 24, 25: 24, 26: 25}
@@ -41,7 +40,7 @@ class Servable:
     """
 
     path: Path
-    target: str
+    target: Target
     frozen_sha256: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
@@ -55,19 +54,13 @@ class Servable:
         """The only batch size that it takes, None for any."""
         return self.image.shape[0]
 
-    @property
-    def for_onnxruntime(self) -> bool:
-        return self.target in ORT_TARGETS
 
-
-def read_servable(path: Path) -> Servable:
+def read_servable(source: OnnxFile) -> Servable:
     """The model in a file.
 
     Raises OnnxFileError when it is missing, cut, from elsewhere, or does not fit what its metadata says.
     """
-    from ofq_deploy.model.file import open_model
-
-    model, file = open_model(path)
+    path, model, file = source.path, source.proto, source.described
     how = file.preprocessing
     fault = _fault(how, file.labels) or _bits_fault(file.quantization)
     if fault:
@@ -82,7 +75,7 @@ def read_servable(path: Path) -> Servable:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
     return Servable(
         path=path,
-        target=file.target,
+        target=file.made_for,
         frozen_sha256=file.frozen_sha256,
         labels=file.labels,
         preprocessing=how,

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.serving.servable import ORT_TARGETS, Servable, Tensor
+from ofq_deploy.serving.servable import Servable, Tensor
+from ofq_deploy.targets import TARGETS
 
 MAX_BATCH = 8
 QUEUE_DELAY_US = 1000
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # where the server's container has it
 
-# The targets whose operators a backend reads.
-BACKENDS = {"onnxruntime": (*ORT_TARGETS, "tensorrt"), "tensorrt": ("tensorrt", "fp32")}
+# Triton's backends, and whether one runs on a GPU only.
+BACKENDS = {"onnxruntime": False, "tensorrt": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,15 @@ def choose_serving(model: Servable, name: str, backend: str | None, max_batch: i
     """
     if threads < 0 or (max_batch is not None and max_batch < 1):
         raise ValueError(f"expected threads from 0 and max_batch from 1, got {threads} and {max_batch}")
-    chosen = backend or ("tensorrt" if model.target == "tensorrt" else "onnxruntime")
+    chosen = backend or next(iter(model.target.triton or BACKENDS))
     if chosen not in BACKENDS:
         raise UnsupportedByTarget(f"no Triton backend {chosen!r}; there are {', '.join(BACKENDS)}")
-    if model.target not in BACKENDS[chosen]:
+    if chosen not in model.target.triton:
+        readable = [target for target in TARGETS.values() if chosen in target.triton]
+        readable.sort(key=lambda target: target.triton[0] != chosen)
         raise UnsupportedByTarget(
-            f"{model.path} was made for {model.target}, which Triton's {chosen} backend does not read; export it with "
-            f"--target {' or '.join(BACKENDS[chosen][:2])}"
+            f"{model.path} was made for {model.target.name}, which Triton's {chosen} backend does not read; export it with "
+            f"--target {' or '.join(target.name for target in readable[:2])}"
         )
     if model.batch is not None and (model.batch != 1 or max_batch is not None):
         raise UnsupportedByTarget(
@@ -59,7 +62,7 @@ def choose_serving(model: Servable, name: str, backend: str | None, max_batch: i
             "with a symbolic one"
         )
     batch = 0 if model.batch == 1 else max_batch or MAX_BATCH
-    return Serving(name, chosen, "tensorrt" in (chosen, model.target), batch, threads)
+    return Serving(name, chosen, BACKENDS[chosen] or BACKENDS[model.target.triton[0]], batch, threads)
 
 
 def config(model: Servable, serving: Serving) -> str:
@@ -81,7 +84,7 @@ def config(model: Servable, serving: Serving) -> str:
         }
     if not serving.gpu:
         message["parameters"] = {"key": "intra_op_thread_count", "value": {"string_value": str(serving.threads)}}
-    elif serving.backend == "onnxruntime":  # TensorRT inside of it; INT8 lets it take the model's own quantization
+    elif not BACKENDS[serving.backend]:  # TensorRT inside of it; INT8 lets it take the model's own quantization
         options = {"precision_mode": "INT8"}
         options |= {f"trt_profile_{end}_shapes": shapes for end, shapes in _profile(model, serving).items()}
         parameters = [{"key": key, "value": value} for key, value in options.items()]

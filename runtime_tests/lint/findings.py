@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import static_values
+from ofq_deploy.model.file import OnnxFile, static_values
 from ofq_deploy.runtime_tests.runners.ort import open_session, optimized_graph
 
 if TYPE_CHECKING:
@@ -101,21 +100,20 @@ class Graph:
 class Model:
     """A file, and what ONNX and ONNX Runtime make of it, as soon as a rule asks."""
 
-    path: Path
-    proto: "onnx.ModelProto"
+    source: OnnxFile
 
     @cached_property
     def file(self) -> Graph:
-        return Graph.of(self.proto)
+        return Graph.of(self.source.proto)
 
     @cached_property
     def _inferred(self) -> dict[str, Value]:
         import onnx
 
         try:
-            graph = onnx.shape_inference.infer_shapes(self.proto, data_prop=True).graph
+            graph = onnx.shape_inference.infer_shapes(self.source.proto, data_prop=True).graph
         except onnx.shape_inference.InferenceError:  # a node that ONNX forbids
-            graph = self.proto.graph
+            graph = self.source.proto.graph
         values = {}
         for value in (*graph.value_info, *graph.input, *graph.output):
             tensor = value.type.tensor_type
@@ -131,7 +129,7 @@ class Model:
 
     @cached_property
     def _optimized(self) -> "onnx.ModelProto":
-        return optimized_graph(self.path)
+        return optimized_graph(self.source)
 
     @cached_property
     def executed(self) -> Graph:

@@ -6,15 +6,15 @@ in the file is enough to bring a product back to float there.
 
 from collections.abc import Iterator
 from math import frexp, prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runtime_tests.lint import tensorrt_attention, tensorrt_products, tensorrt_rules
 from ofq_deploy.runtime_tests.lint.findings import Finding, Model, Rule
 from ofq_deploy.runtime_tests.runners import openvino
-from ofq_deploy.runtime_tests.speed.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role, operands
+from ofq_deploy.runtime_tests.runners.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role, operands
+from ofq_deploy.targets import TARGETS
 
 if TYPE_CHECKING:
     import onnx
@@ -41,16 +41,17 @@ INEXACT = {
 }
 
 
-def lint(path: Path, target: str) -> list[Finding]:
+def lint(file: OnnxFile, target: str) -> list[Finding]:
     """All in the model that `target` would refuse, or compute in float, slowly or inexactly; empty for a clean model.
 
     Raises OnnxFileError for a file that is not ONNX or does not load, UnsupportedByTarget for a target without
     rules, BackendMissing when the target's runtime is not installed.
     """
-    if target not in RULES:
-        raise UnsupportedByTarget(f"there are no rules for target {target!r}; there are for {', '.join(RULES)}")
-    model = Model(path, read_model(path))
-    return [finding for rule in RULES[target] for finding in rule(model)]
+    if target not in TARGETS or not TARGETS[target].rules:
+        known = [target.name for target in TARGETS.values() if target.rules]
+        raise UnsupportedByTarget(f"there are no rules for target {target!r}; there are for {', '.join(known)}")
+    model = Model(file)
+    return [finding for rule in TARGETS[target].load_rules() for finding in rule(model)]
 
 
 def float_product(model: Model) -> Iterator[Finding]:
@@ -146,7 +147,7 @@ def custom_operator(model: Model) -> Iterator[Finding]:
 
 
 def float_product_in_openvino(model: Model) -> Iterator[Finding]:
-    for node in openvino.executed_nodes(model.path):
+    for node in openvino.executed_nodes(model.source):
         if node.products and not node.integer and not openvino.is_small(node):
             cure = "clip in float, quantize to 8 bits with one step, dequantize; weights int8 behind DequantizeLinear"
             yield Finding("float-product", node.origin[0], node.kind, "OpenVINO multiplies it in float", cure)
@@ -156,12 +157,9 @@ ORT_CPU: tuple[Rule, ...] = (
     *(float_product, unfused_product, dequantize, runtime_decoding, operand_types, scales),
     *(slow_operator, last_axis_steps, inexact_operator, int32_bias),
 )
-RULES: dict[str, tuple[Rule, ...]] = {
-    "ort-cpu": ORT_CPU,
-    "portable": (custom_operator, *ORT_CPU),
-    "openvino": (float_product_in_openvino,),
-    "tensorrt": (*tensorrt_rules.RULES, *tensorrt_products.RULES, *tensorrt_attention.RULES),
-}
+PORTABLE: tuple[Rule, ...] = (custom_operator, *ORT_CPU)
+OPENVINO: tuple[Rule, ...] = (float_product_in_openvino,)
+TENSORRT: tuple[Rule, ...] = (*tensorrt_rules.RULES, *tensorrt_products.RULES, *tensorrt_attention.RULES)
 
 
 def _is_power_of_two(model: Model, name: str) -> bool:

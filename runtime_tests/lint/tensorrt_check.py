@@ -4,22 +4,21 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ofq_deploy.errors import UnsupportedByTarget
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runtime_tests.lint.findings import Model
 from ofq_deploy.runtime_tests.lint.tensorrt_products import PRODUCTS, Operand, products
+from ofq_deploy.runtime_tests.runners.executed import has_small_role
 from ofq_deploy.runtime_tests.runners.tensorrt_build import build
-from ofq_deploy.runtime_tests.speed.executed import has_small_role
+from ofq_deploy.targets import FLOAT, TENSORRT
 
 if TYPE_CHECKING:
     import onnx
 
     Product = tuple[onnx.NodeProto, Operand, Operand]
 
-TARGET = "ofq_deploy.target"
 BATCHES = (1, 8, 64)  # smallest, usual and largest that the engine is built for
 
 
@@ -73,7 +72,7 @@ class Check:
         return f"all {self.expected} quantized products are computed in int8"
 
 
-def check(path: Path) -> Check:
+def check(file: OnnxFile) -> Check:
     """Build an engine of an ONNX model and read which of its products are int8.
 
     A fault is a product that reads quantized values and is not int8; in a file that was exported for TensorRT, every
@@ -82,19 +81,20 @@ def check(path: Path) -> Check:
     Raises OnnxFileError and UnsupportedByTarget for a model that is refused, and when the builder does not list its
     layers; BackendMissing.
     """
-    model = read_model(path)
-    made_for = next((entry.value for entry in model.metadata_props if entry.key == TARGET), "")
-    if made_for not in ("", "tensorrt", "fp32"):
-        raise UnsupportedByTarget(f"{path} was exported for {made_for}; export the run with --target tensorrt")
+    made_for = file.properties.get("target", "")
+    if made_for not in ("", TENSORRT.name, FLOAT.name):
+        raise UnsupportedByTarget(
+            f"{file.path} was exported for {made_for}; export the run with --target {TENSORRT.name}"
+        )
     start = time.perf_counter()
-    engine = build(path, profile=BATCHES)
+    engine = build(file, profile=BATCHES)
     seconds = time.perf_counter() - start
     if not engine.layers:
         raise UnsupportedByTarget(
             f"{engine.package} {engine.version} does not list the layers that it builds; use tensorrt_rtx in an "
             "environment without it, or on a GPU: ofq-deploy bench MODEL --backend tensorrt"
         )
-    graph = Model(path, model)
+    graph = Model(file)
     shared = {name for name, count in Counter(node.name for node in graph.file.nodes).items() if count > 1}
     gemms = [layer for layer in engine.layers if layer.is_product]
     in_int8 = {name for layer in gemms if layer.is_int8 for name in layer.origin} - shared
@@ -134,7 +134,7 @@ def _faults(large: "list[Product]", made_for: str, shared: set[str], built: set[
             cause = "both operands are quantized, in a form that has no int8 product (weights per input channel?)"
         elif left.codes or right.codes:
             cause = f"only its {'left' if left.codes else 'right'} operand is quantized"
-        elif made_for == "tensorrt":
+        elif made_for == TENSORRT.name:
             cause = "neither operand is quantized"
         else:
             continue

@@ -12,7 +12,7 @@ import numpy as np
 
 from ofq_deploy.runtime_tests.lint.findings import UNKNOWN, Finding, Model, Rule
 from ofq_deploy.runtime_tests.lint.tensorrt_rules import FLOATS, LAYOUT, integer, operand, size
-from ofq_deploy.runtime_tests.speed.executed import has_small_role
+from ofq_deploy.runtime_tests.runners.executed import has_small_role
 
 if TYPE_CHECKING:
     import onnx

@@ -146,13 +146,13 @@ def narrow_codes(model: Model) -> Iterator[Finding]:
 
 def clamps(model: Model) -> Iterator[Finding]:
     """Only a model of our own says how many bits its codes have; its 8-bit layers lie outside the blocks."""
-    properties = {entry.key: entry.value for entry in model.proto.metadata_props}
+    properties = {entry.key: entry.value for entry in model.source.proto.metadata_props}
     text = properties.get("ofq_deploy.quantization", "{}")
     try:
         bits = int(json.loads(text).get("act_bits", 8))
         mixed = json.loads(properties.get("ofq_deploy.bits", "{}")).get("activations", {})
     except (ValueError, AttributeError) as error:
-        where = f"{model.path} has no readable ofq_deploy.quantization"
+        where = f"{model.source.path} has no readable ofq_deploy.quantization"
         raise OnnxFileError(f"{where} in its metadata ({text!r:.40}); export it again") from error
     graph = model.file
     for node in graph.of_kind("QuantizeLinear"):
@@ -215,7 +215,9 @@ def layer_names(model: Model) -> Iterator[Finding]:
 def pairs_for_ort(model: Model) -> Iterator[Finding]:
     """Not TensorRT's fault, but such a file cannot be proven by ONNX Runtime (seen in 1.31)."""
     graph = model.file
-    opset = max((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    opset = max(
+        (entry.version for entry in model.source.proto.opset_import if entry.domain in ("", "ai.onnx")), default=0
+    )
     for node in graph.of_kind("DequantizeLinear") if opset >= 21 else ():
         made = graph.producers.get(operand(node, 0))
         if made is None or made.op_type != "QuantizeLinear" or model.inferred(operand(made, 2)).type != "INT8":

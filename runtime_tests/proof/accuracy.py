@@ -2,13 +2,13 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.data.datasets import Split
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests.runners.registry import open_runner
@@ -53,11 +53,16 @@ class Accuracy:
         return table
 
 
-def measure_accuracy(path: Path, split: Split, report: Reporter, backend: str = "ort-cpu", batch: int = 32) -> Accuracy:
-    """Run every image of the split through one runtime, in batches of one size: some are opened for one only."""
+def measure_accuracy(
+    file: OnnxFile, split: Split, report: Reporter, backend: str = "ort-cpu", batch: int = 32, name: str = ""
+) -> Accuracy:
+    """Run every image of the split through one runtime, in batches of one size: some are opened for one only.
+
+    name: of the model, for the progress; by default the file's
+    """
     ranked, seconds, size = [], 0.0, min(batch, len(split))
-    task = report.task(f"accuracy of {path.name}", -(-len(split) // size))
-    with open_runner(backend, path, batch=size) as runner, task as advance:
+    task = report.task(f"accuracy of {name or file.path.name}", -(-len(split) // size))
+    with open_runner(backend, file, batch=size) as runner, task as advance:
         for images, classes in split.batches(size):
             padded = np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
             start = time.perf_counter()

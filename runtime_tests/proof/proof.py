@@ -8,13 +8,12 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ofq_deploy.model.file import decoder, open_model, read_model
+from ofq_deploy.model.file import OnnxFile, decoder
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import Runner
@@ -96,12 +95,11 @@ class Proof:
         return faults
 
 
-def prove_weights(path: Path, frozen: Frozen) -> WeightProof:
+def prove_weights(file: OnnxFile, frozen: Frozen) -> WeightProof:
     """Read every weight code back through the file's own decoder, executed by ONNX Runtime."""
-    model, _ = open_model(path)
     parts = {name: _weight_parts(frozen, name) for name in frozen.linears}
     names = [part for own in parts.values() for part in own]
-    decoded = run_all(open_session(decoder(model, names)), {})
+    decoded = run_all(open_session(decoder(file.proto, names)), {})
     decoded = {name.removesuffix("/decoded"): value for name, value in decoded.items()}
     compared = differing = 0
     layers = []
@@ -122,12 +120,12 @@ def _weight_parts(frozen: Frozen, name: str) -> list[str]:
     return [f"{name}.weight"] if parts < 2 else [f"{name}.{part}.weight" for part in range(parts)]
 
 
-def prove_constants(path: Path, exported: "onnx.ModelProto") -> ConstantProof:
+def prove_constants(file: OnnxFile, exported: "onnx.ModelProto") -> ConstantProof:
     """Compare the constants that the file shares, by name, with a new export for its target; but for weights' codes."""
     expected = {tensor.name: tensor for tensor in exported.graph.initializer}
     shared = [
         (tensor, expected[tensor.name])
-        for tensor in read_model(path).graph.initializer
+        for tensor in file.proto.graph.initializer
         if tensor.name in expected and not tensor.name.endswith((".weight", ".weight.codes"))
     ]
     differing = tuple(own.name for own, other in shared if _bits(own) != _bits(other))
@@ -141,7 +139,7 @@ def _bits(tensor: "onnx.TensorProto") -> tuple[int, tuple[int, ...], bytes]:
 
 
 def prove_operators(
-    path: Path,
+    file: OnnxFile,
     frozen: Frozen,
     images: NDArray[np.float32],
     torch: Runner | None,
@@ -157,20 +155,25 @@ def prove_operators(
 
     Returns the runtime against the oracle and, with `torch`, torch against the oracle.
     """
-    with open_tapped(backend, path, frozen) as runtime:
+    with open_tapped(backend, file, frozen) as runtime:
         return compare_operators(frozen, torch or Oracle(frozen), [runtime], images, report, batches)
 
 
 def prove_free_run(
-    path: Path, frozen: Frozen, images: NDArray[np.float32], report: Reporter, backend: str = "ort-cpu", batch: int = 32
+    file: OnnxFile,
+    frozen: Frozen,
+    images: NDArray[np.float32],
+    report: Reporter,
+    backend: str = "ort-cpu",
+    batch: int = 32,
 ) -> FreeRun:
     """Run all images freely in the runtime, with and without its optimizer, and in the oracle."""
     divergences: list[Divergence] = []
     different = compared = 0
     pieces = list(cut(len(images), (batch,)))
     oracle = Oracle(frozen).metadata
-    with ExitStack() as stack, report.task(f"free runs of {path.name}", len(pieces)) as advance:
-        runtimes = [stack.enter_context(open_tapped(name, path, frozen)) for name in levels(backend)]
+    with ExitStack() as stack, report.task(f"free runs of {file.path.name}", len(pieces)) as advance:
+        runtimes = [stack.enter_context(open_tapped(name, file, frozen)) for name in levels(backend)]
         for chosen in pieces:
             own, *others = (runtime.infer({"image": images[chosen]}) for runtime in runtimes)
             for other in others:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import force, open_model, with_outputs
+from ofq_deploy.model.file import OnnxFile, force, with_outputs
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.runners.registry import open_runner
@@ -29,15 +28,15 @@ class TappedModel(Runner):
     Raises OnnxFileError for a file that lacks a tap, or does not load.
     """
 
-    def __init__(self, path: Path, frozen: Frozen, open_graph: OpenGraph) -> None:
-        self._model, _ = open_model(path)
+    def __init__(self, file: OnnxFile, frozen: Frozen, open_graph: OpenGraph) -> None:
+        self._model = file.proto
         self._frozen, self._open_graph = frozen, open_graph
         self._runners: dict[tuple[bool, int], Runner] = {}
         self._values = {name: node.output for name, node in frozen.graph.taps.items()}
         computed = {name for node in self._model.graph.node for name in node.output}
         missing = [name for name, value in self._values.items() if value not in computed]
         if missing:
-            raise OnnxFileError(f"{path} does not compute the codes of {missing[0]}; export it again")
+            raise OnnxFileError(f"{file.path} does not compute the codes of {missing[0]}; export it again")
         try:
             image = np.zeros((1, *frozen.graph.image), dtype=np.float32)
             outputs = self._runner({}, 1).infer({"image": image})
@@ -95,6 +94,6 @@ class TappedModel(Runner):
         return -low if dtype == np.uint8 else -128 if high > 127 else 0
 
 
-def open_tapped(backend: str, path: Path, frozen: Frozen) -> TappedModel:
+def open_tapped(backend: str, file: OnnxFile, frozen: Frozen) -> TappedModel:
     """The model in one runtime, on one thread: codes must not depend on how many there are."""
-    return TappedModel(path, frozen, lambda graph, batch: open_runner(backend, graph, threads=1, batch=batch))
+    return TappedModel(file, frozen, lambda graph, batch: open_runner(backend, graph, threads=1, batch=batch))

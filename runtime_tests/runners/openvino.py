@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
-from ofq_deploy.model.file import read_model, static_values
-from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
-from ofq_deploy.runtime_tests.speed.executed import Executed, is_small_role
+from ofq_deploy.model.file import OnnxFile, static_values
+from ofq_deploy.runner import Arrays, Metadata, Opening, Runner, runtime_name
+from ofq_deploy.runtime_tests.runners.executed import Executed, is_small_role
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +26,7 @@ PREAMBLE = ("Exception from", "Check", "FrontEnd API failed", "Model wasn't full
 
 
 def compile_model(
-    model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None, where: Path | None = None
+    model: "OnnxFile | onnx.ModelProto", threads: int = 0, batch: int | None = None, where: Path | None = None
 ) -> "openvino.CompiledModel":
     """A compiled model with one stream.
 
@@ -45,14 +45,14 @@ def compile_model(
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
     try:
         core = openvino.Core()
-        network = core.read_model(model if isinstance(model, Path) else model.SerializeToString())
+        network = core.read_model(model.path if isinstance(model, OnnxFile) else model.SerializeToString())
         if batch is not None:
             network.reshape({value: _fixed(value.partial_shape, batch) for value in network.inputs})
         return core.compile_model(network, "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError and children of it, and its own classes
-        if isinstance(model, Path):
-            compile_model(read_model(model), threads, batch, model)  # fails again, with the long names of the nodes
-        named = model if isinstance(model, Path) else where or "the model"
+        if isinstance(model, OnnxFile):
+            compile_model(model.proto, threads, batch, model.path)  # fails again, with the long names of the nodes
+        named = model.path if isinstance(model, OnnxFile) else where or "the model"
         raise OnnxFileError(f"{named} does not load in OpenVINO: {_told(error)}") from error
 
 
@@ -66,16 +66,20 @@ def _fixed(shape: Any, batch: int) -> list[int]:
     return [axis.get_length() if axis.is_static else batch for axis in shape]
 
 
-class OpenVinoRunner(Runner):
-    """OpenVINO on the CPU. The first output of a name is given under the first of its names."""
+def open_in_openvino(model: "OnnxFile | onnx.ModelProto", how: Opening) -> Runner:
+    """A file is read by the runtime itself, as in a deployment."""
+    return OpenVinoRunner(model, how.threads, how.batch)
 
-    def __init__(self, model: "Path | onnx.ModelProto", threads: int = 0, batch: int | None = None) -> None:
+
+class OpenVinoRunner(Runner):
+    """OpenVINO on the CPU."""
+
+    def __init__(self, model: "OnnxFile | onnx.ModelProto", threads: int = 0, batch: int | None = None) -> None:
         compiled = compile_model(model, threads, batch)
         self._request = compiled.create_infer_request()
         settings = {"threads": threads or "one per core", "batch": batch or "any", "precision": "f32"}
-        inputs, outputs = (
-            tuple(value.get_any_name() for value in values) for values in (compiled.inputs, compiled.outputs)
-        )
+        inputs = tuple(value.get_any_name() for value in compiled.inputs)
+        outputs = tuple(map(_output_name, compiled.outputs))
         self._metadata = Metadata("openvino", runtime_name("openvino"), "cpu", settings, inputs, outputs)
 
     @property
@@ -93,6 +97,12 @@ class OpenVinoRunner(Runner):
         del self._request
 
 
+def _output_name(value: Any) -> str:
+    """The file's name of an output, of the several that it may have: those of values that an Identity copies to it, too."""
+    name = str(value.get_node().get_friendly_name()).removesuffix("/sink_port_0")
+    return name if name in value.get_names() else str(value.get_any_name())
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One executed node.
@@ -108,16 +118,16 @@ class Node:
     integer: bool
 
 
-def executed_nodes(path: Path) -> list[Node]:
+def executed_nodes(file: OnnxFile) -> list[Node]:
     """What the compiled model executes; constants are prepared once and left out."""
-    model, found = read_model(path), []
-    for node in compile_model(model, 1, 1, path).get_runtime_model().get_ops():
+    found = []
+    for node in compile_model(file.proto, 1, 1, file.path).get_runtime_model().get_ops():
         info = node.get_rt_info()
         kind, precision, origin = (info[key].astype(str) for key in ("layerType", "runtimePrecision", ORIGIN))
         if kind not in ("Const", "Input", "Output"):
             found.append(Node(kind, tuple(origin.split(",")), int(kind in PRODUCTS), precision in INTEGERS))
     own = {_role(name) for node in found if node.products for name in node.origin}
-    fused = _batched_products(model) - own
+    fused = _batched_products(file.proto) - own
     return [
         replace(node, products=len(fused.intersection(map(_role, node.origin)))) if node.kind == "Subgraph" else node
         for node in found
@@ -129,9 +139,9 @@ def _role(name: str) -> str:
     return name.split("/")[0].removesuffix(".total").removesuffix(".scaled")
 
 
-def executed_operators(path: Path) -> Executed:
+def executed_operators(file: OnnxFile) -> Executed:
     """The operators of the compiled model, classified as those of ONNX Runtime are."""
-    nodes = executed_nodes(path)
+    nodes = executed_nodes(file)
     counts = Counter(node.kind for node in nodes)
     floats = [node for node in nodes if node.products and not node.integer]
     small = sum(is_small(node) for node in floats)

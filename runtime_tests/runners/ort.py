@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
-from ofq_deploy.model.file import read_model
-from ofq_deploy.runner import Arrays, Metadata, Runner, runtime_name
+from ofq_deploy.model.file import OnnxFile
+from ofq_deploy.runner import Arrays, Metadata, Opening, Runner, runtime_name
+from ofq_deploy.runtime_tests.runners.elsewhere import ElsewhereRunner
 
 if TYPE_CHECKING:
     import onnx
@@ -61,6 +62,14 @@ def open_session(
         raise OnnxFileError(f"{named} does not load in ONNX Runtime: {str(error).splitlines()[0]}") from error
 
 
+def open_in_ort(model: "OnnxFile | onnx.ModelProto", how: Opening) -> Runner:
+    """On this interpreter's ONNX Runtime or another's; a file is read by the runtime itself, as in a deployment."""
+    source = model.path if isinstance(model, OnnxFile) else model
+    if how.python is not None:
+        return ElsewhereRunner(how.python, how.name, source, how.threads, how.optimize)
+    return OrtRunner(source, how.threads, how.optimize)
+
+
 class OrtRunner(Runner):
     """ONNX Runtime on the CPU, with all its optimizations or none."""
 
@@ -104,11 +113,11 @@ def run_all(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[An
     return dict(zip([value.name for value in session.get_outputs()], made, strict=True))
 
 
-def optimized_graph(path: Path) -> "onnx.ModelProto":
+def optimized_graph(file: OnnxFile) -> "onnx.ModelProto":
     """The graph that ONNX Runtime really executes, with the long names."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(read_model(path), optimized_path=optimized, where=path)
+        open_session(file.proto, optimized_path=optimized, where=file.path)
         return onnx.load(optimized)

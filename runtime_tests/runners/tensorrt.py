@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
-from ofq_deploy.model.file import read_model
-from ofq_deploy.runner import Arrays, Metadata, Runner
+from ofq_deploy.model.file import OnnxFile
+from ofq_deploy.runner import Arrays, Metadata, Opening, Runner
 from ofq_deploy.runtime_tests.runners import cuda, engine_cache, tensorrt_build
 from ofq_deploy.runtime_tests.runners.engine_cache import Ingredients
+from ofq_deploy.runtime_tests.runners.executed import is_small_role
 from ofq_deploy.runtime_tests.runners.tensorrt_build import ORIGIN, Layer
-from ofq_deploy.runtime_tests.speed.executed import is_small_role
 
 if TYPE_CHECKING:
     import onnx
@@ -43,6 +43,11 @@ def available() -> tuple[Any, cuda.Gpu]:
     return trt, cuda.gpu(WITHOUT_GPU)
 
 
+def open_in_tensorrt(model: "OnnxFile | onnx.ModelProto", how: Opening) -> Runner:
+    """One engine for one batch size, by default 1."""
+    return TensorRTRunner(model.proto if isinstance(model, OnnxFile) else model, how.batch or 1)
+
+
 class TensorRTRunner(Runner):
     """An engine of one batch size, from the cache or built now, with `cuda.SLOTS` input buffers in rotation.
 
@@ -54,7 +59,7 @@ class TensorRTRunner(Runner):
 
     def __init__(
         self,
-        model: "Path | onnx.ModelProto",
+        model: "onnx.ModelProto",
         batch: int = 1,
         stream: cuda.Stream | None = None,
         optimization_level: int | None = None,
@@ -204,9 +209,9 @@ class _Deserialized:
 
 
 def _engine(
-    trt: Any, model: "Path | onnx.ModelProto", gpu: cuda.Gpu, batch: int, optimization_level: int | None
+    trt: Any, model: "onnx.ModelProto", gpu: cuda.Gpu, batch: int, optimization_level: int | None
 ) -> _Deserialized:
-    content = _typed(read_model(model) if isinstance(model, Path) else model).SerializeToString(deterministic=True)
+    content = _typed(model).SerializeToString(deterministic=True)
     ingredients = Ingredients(
         model=hashlib.sha256(content).hexdigest(),
         builder=hashlib.sha256(Path(tensorrt_build.__file__).read_bytes()).hexdigest(),

@@ -7,12 +7,11 @@ import importlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError, UnsupportedByTarget
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 LAYER = re.compile(
@@ -116,7 +115,7 @@ def logger() -> Any:
 
 
 def build(
-    model: Path | bytes,
+    model: OnnxFile | bytes,
     *,
     profile: tuple[int, int, int] | None = None,
     timing_cache: bytes | None = None,
@@ -130,9 +129,9 @@ def build(
     the node, and BackendMissing.
     """
     trt, log = load(), logger()
-    where = str(model) if isinstance(model, Path) else "the model"
-    # Read for its names: the file leaves out the nodes' and shortens the values'.
-    content = read_model(model).SerializeToString() if isinstance(model, Path) else model
+    where = str(model.path) if isinstance(model, OnnxFile) else "the model"
+    # Not the file's own bytes: it leaves out the nodes' names and shortens the values'.
+    content = model.proto.SerializeToString() if isinstance(model, OnnxFile) else model
     log.records.clear()
     try:
         builder = trt.Builder(log)

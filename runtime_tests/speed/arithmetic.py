@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import ModelFile, open_model, read_model, static_values
+from ofq_deploy.model.file import ModelFile, OnnxFile, static_values, with_outputs
+from ofq_deploy.runtime_tests.runners.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, operands
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
-from ofq_deploy.runtime_tests.speed.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, operands
 
 if TYPE_CHECKING:
     import onnx
@@ -57,7 +58,7 @@ class Work:
         return 1000 * (self.integer_macs / peak["int8"] + self.float_macs / peak["float32"])
 
 
-def work(path: Path, shape: tuple[int, ...]) -> Work:
+def work(file: OnnxFile, shape: tuple[int, ...]) -> Work:
     """The products of an ONNX file; those of constants alone are computed once, and do not count.
 
     shape: of images that the model takes, [batch, channels, height, width]
@@ -67,13 +68,11 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     """
     from onnx.inliner import inline_local_functions
 
+    model = file.proto
     trained: ModelFile | None = None
-    try:
-        model, described = open_model(path)
-        if described.quantization:  # a float model of ours that others quantized names no bits
-            trained = described
-    except OnnxFileError:  # from elsewhere
-        model = read_model(path)
+    with suppress(OnnxFileError):  # from elsewhere
+        if file.described.quantization:  # a float model of ours that others quantized names no bits
+            trained = file.described
     if model.functions:
         model = inline_local_functions(model)
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -82,7 +81,7 @@ def work(path: Path, shape: tuple[int, ...]) -> Work:
     nodes = [node for node in nodes if not node.output[0].endswith(ROW_SUMS)]
     values = {name for node in nodes for name in (*operands(node), node.output[0])}
     origins = {name: _codes_of(name, producers) for name in values}
-    shapes, types = _inferred(model, sorted(values | set(origins.values())), shape, path)
+    shapes, types = _inferred(model, sorted(values | set(origins.values())), shape, file.path)
 
     def bits(name: str) -> int:
         width = types[origins[name]]
@@ -193,7 +192,7 @@ def _width(dtype: str) -> int:
 
 
 def _inferred(
-    model: "onnx.ModelProto", names: list[str], shape: tuple[int, ...], where: Path
+    file: "onnx.ModelProto", names: list[str], shape: tuple[int, ...], where: Path
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Shapes of values, and the bits of their types.
 
@@ -202,8 +201,7 @@ def _inferred(
     """
     import onnx
 
-    present = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    model = with_outputs(file, names)
     for name in names:
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}/shape"]))
         model.graph.output.append(onnx.ValueInfoProto(name=f"{name}/shape"))

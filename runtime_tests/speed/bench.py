@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import Metadata, Runner, logits
 from ofq_deploy.runtime_tests.runners.registry import executed_operators, open_runner
@@ -49,8 +48,8 @@ class Latency:
 
 
 def bench(
-    model: Path,
-    baseline: Path | None,
+    model: OnnxFile,
+    baseline: OnnxFile | None,
     batches: tuple[int, ...],
     threads: int,
     seconds: float,
@@ -67,12 +66,12 @@ def bench(
     """
     files = {"model": model, **({"baseline": baseline} if baseline else {})}
     shape = _common_shape(files, batches)
-    works = {role: work(path, (batches[0], *shape)) for role, path in files.items()}
+    works = {role: work(file, (batches[0], *shape)) for role, file in files.items()}
     latencies: dict[str, list[dict[str, Any]]] = {role: [] for role in files}
     rows: list[dict[str, Any]] = []
     for batch in batches:
         openers: list[Callable[[], Runner]] = [
-            partial(open_runner, backend, path, threads, batch) for path in files.values()
+            partial(open_runner, backend, file, threads, batch) for file in files.values()
         ]
         wall, cpu, how = _interleaved(openers, (batch, *shape), seconds, threads, report)
         for role, own, own_cpu in zip(files, wall, cpu, strict=True):
@@ -82,12 +81,12 @@ def bench(
             rows.append({"batch": batch, **asdict(speedup(wall[1], wall[0])), "cpu_time": by_cpu})
     result: dict[str, Any] = {"backend": backend, "threads": threads or "one per core"}
     result["conditions"] = _conditions(how, threads)
-    for role, path in files.items():
+    for role, file in files.items():
         result[role] = {
-            "path": str(path),
-            "file_bytes": path.stat().st_size,
-            **asdict(probe(backend, path, threads, (batches[0], *shape))),
-            "executed": asdict(executed_operators(backend, path)),
+            "path": str(file.path),
+            "file_bytes": file.path.stat().st_size,
+            **asdict(probe(backend, file.path, threads, (batches[0], *shape))),
+            "executed": asdict(executed_operators(backend, file)),
             "latency_ms": latencies[role],
         }
     peak = peak_macs_per_s(threads) if how.device == "cpu" else None
@@ -133,11 +132,11 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     return "; ".join(parts if all(row["conclusive"] for row in rows) else [*parts, ADVICE])
 
 
-def image_shape(path: Path, role: str = "model", batches: tuple[int, ...] = ()) -> tuple[int, ...]:
+def image_shape(file: OnnxFile, role: str = "model", batches: tuple[int, ...] = ()) -> tuple[int, ...]:
     """[channels, height, width] of the one float input of a model; OnnxFileError for any other input, or for a
     fixed batch size that is not the wanted one.
     """
-    graph = read_model(path).graph
+    graph = file.proto.graph
     constants = {tensor.name for tensor in graph.initializer}
     found = [(value.name, value.type.tensor_type) for value in graph.input if value.name not in constants]
     axes = [[axis.dim_value for axis in kind.shape.dim] for _, kind in found]
@@ -150,9 +149,9 @@ def image_shape(path: Path, role: str = "model", batches: tuple[int, ...] = ()) 
     return tuple(shape)
 
 
-def _common_shape(files: dict[str, Path], batches: tuple[int, ...]) -> tuple[int, ...]:
+def _common_shape(files: dict[str, OnnxFile], batches: tuple[int, ...]) -> tuple[int, ...]:
     """All models must take the same images, at every batch size."""
-    shapes = {role: image_shape(path, role, batches) for role, path in files.items()}
+    shapes = {role: image_shape(file, role, batches) for role, file in files.items()}
     if len(set(shapes.values())) > 1:
         raise OnnxFileError(f"the baseline takes images {shapes['baseline']}, the model {shapes['model']}")
     return shapes["model"]

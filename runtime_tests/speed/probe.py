@@ -38,13 +38,14 @@ def probe(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> Co
 def _main(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
     import numpy as np
 
+    from ofq_deploy.model.file import OnnxFile
     from ofq_deploy.runner import logits
-    from ofq_deploy.runtime_tests.runners.registry import open_runner
+    from ofq_deploy.runtime_tests.runners.registry import find_opening, open_runner
 
-    import_module({"ort-cpu": "onnxruntime"}.get(backend, backend))  # its import is not the model's cost
+    import_module(find_opening(backend)[0].package)  # its import is not the model's cost
     before = _peak_mb()
     start = time.perf_counter()
-    runner = open_runner(backend, model, threads, shape[0])
+    runner = open_runner(backend, OnnxFile(model), threads, shape[0])
     load_ms = 1000 * (time.perf_counter() - start)
     logits(runner, np.zeros(shape, dtype=np.float32))
     print(json.dumps({"load_ms": load_ms, "peak_mb": _peak_mb() - before}))

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 
 WARM_UP = 3
@@ -36,13 +36,13 @@ class Profile:
     roles: tuple[Share, ...]
 
 
-def profile(path: Path, threads: int, shape: tuple[int, ...], calls: int = 30) -> Profile:
+def profile(file: OnnxFile, threads: int, shape: tuple[int, ...], calls: int = 30) -> Profile:
     """Median time of every node over some calls, summed by operator and by role.
 
     shape: of the images, [batch, channels, height, width]
     """
     with tempfile.TemporaryDirectory() as folder:
-        session = open_session(read_model(path), threads, profile_prefix=Path(folder) / "profile")
+        session = open_session(file.proto, threads, profile_prefix=Path(folder) / "profile")
         images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         for _ in range(WARM_UP + calls):
             run_logits(session, images)

@@ -2,12 +2,11 @@
 
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ofq_deploy.model.file import read_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import logits
 from ofq_deploy.runtime_tests.runners import cuda
@@ -24,8 +23,8 @@ SUFFIX = {True: "", False: "_without_graph"}
 
 
 def bench_tensorrt(
-    model: Path,
-    float_model: Path | None,
+    model: OnnxFile,
+    float_model: OnnxFile | None,
     batches: tuple[int, ...],
     shape: tuple[int, ...],
     report: Reporter,
@@ -40,9 +39,9 @@ def bench_tensorrt(
     the model runs in integers, and when an engine overflows. Raises what TensorRTRunner raises.
     """
     protocol = protocol or Protocol()
-    graphs = {"model": read_model(model)}
+    graphs = {"model": model.proto}
     if float_model is not None:
-        graphs |= {"baseline": float16(read_model(float_model)), "float32": read_model(float_model)}
+        graphs |= {"baseline": float16(float_model.proto), "float32": float_model.proto}
     result: dict[str, Any] = {"backend": "tensorrt", "protocol": asdict(protocol), "rounds": [], "faults": []}
     result |= {role: {"what": ROLES[role], "batches": []} for role in graphs}
     for batch in batches:

@@ -82,6 +82,11 @@ def block_products(frozen: Frozen) -> tuple[Shape, ...]:
     return (*weights, *others)
 
 
+def available() -> None:
+    """Raise BackendMissing without a GPU."""
+    cuda.gpu(WITHOUT_GPU)
+
+
 def bench_torch_cuda(
     frozen: Frozen,
     batches: tuple[int, ...],

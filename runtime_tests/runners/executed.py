@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runtime_tests.runners.ort import optimized_graph
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class Executed:
     float_nodes: tuple[str, ...] = ()
 
 
-def executed_operators(path: Path) -> Executed:
+def executed_operators(file: OnnxFile) -> Executed:
     """Open the model in ONNX Runtime and classify the nodes that it will execute."""
-    nodes = optimized_graph(path).graph.node
+    nodes = optimized_graph(file).graph.node
     counts = Counter(node.op_type for node in nodes)
     products = [node for node in nodes if node.op_type in FLOAT_PRODUCTS]
     floats = tuple(node.name or node.output[0] for node in products if not has_small_role(node))

@@ -1,0 +1,92 @@
+"""The targets: what `export` makes model files for.
+
+Light records: nothing heavy is imported before it is needed. What does the work is named as "module:object" and resolved
+when somebody asks. To add a target, add a record; nothing else compares names.
+"""
+
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
+
+from ofq_deploy.errors import UnsupportedByTarget
+
+if TYPE_CHECKING:
+    from ofq_deploy.export.targets.protocol import TargetOperators
+    from ofq_deploy.runtime_tests.lint.findings import Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of model file.
+
+    operators:     the class that turns integer products into nodes; empty for the float model, which has none
+    rules:         what keeps a model from integers there, a tuple of lint's rules; empty where there are none
+    check:         OnnxFile -> Check, which builds what the runtime would run; empty where there is none
+    packs_weights: weights lie at their true width, behind nodes that the runtime folds
+    only_on:       the one backend that computes it as it is meant; empty for any that opens ONNX files
+    on_cpu:        ONNX Runtime serves it on a CPU as it is
+    triton:        Triton's backends that read it, by default the first
+    """
+
+    name: str
+    operators: str = ""
+    rules: str = ""
+    check: str = ""
+    packs_weights: bool = True
+    only_on: str = ""
+    on_cpu: bool = False
+    triton: tuple[str, ...] = ()
+
+    @property
+    def is_float(self) -> bool:
+        return not self.operators
+
+    def load_operators(self) -> "TargetOperators":
+        """Imports onnx_ir."""
+        operators: TargetOperators = resolve_name(self.operators)()
+        return operators
+
+    def load_rules(self) -> "tuple[Rule, ...]":
+        rules: tuple[Rule, ...] = resolve_name(self.rules)
+        return rules
+
+
+_OPERATORS, _RULES = "ofq_deploy.export.targets", "ofq_deploy.runtime_tests.lint"
+PORTABLE = Target(
+    "portable",
+    operators=f"{_OPERATORS}.portable:Portable",
+    rules=f"{_RULES}.rules:PORTABLE",
+    on_cpu=True,
+    triton=("onnxruntime",),
+)
+ORT_CPU = Target(
+    "ort-cpu",
+    operators=f"{_OPERATORS}.ort_cpu:OrtCpu",
+    rules=f"{_RULES}.rules:ORT_CPU",
+    on_cpu=True,
+    triton=("onnxruntime",),
+)
+OPENVINO = Target(
+    "openvino",
+    operators=f"{_OPERATORS}.openvino:OpenVino",
+    rules=f"{_RULES}.rules:OPENVINO",
+    only_on="openvino",
+)
+TENSORRT = Target(
+    "tensorrt",
+    operators=f"{_OPERATORS}.tensorrt:TensorRt",
+    rules=f"{_RULES}.rules:TENSORRT",
+    check=f"{_RULES}.tensorrt_check:check",
+    packs_weights=False,  # its parser takes no 2-bit constants, and decodes 4-bit ones for every image
+    triton=("tensorrt", "onnxruntime"),
+)
+FLOAT = Target("fp32", on_cpu=True, triton=("onnxruntime", "tensorrt"))
+DEFAULT = PORTABLE
+TARGETS = {target.name: target for target in (PORTABLE, ORT_CPU, OPENVINO, TENSORRT, FLOAT)}
+
+
+def find_target(name: str) -> Target:
+    """The target of that name, or UnsupportedByTarget."""
+    if name not in TARGETS:
+        raise UnsupportedByTarget(f"no target {name!r}; there are {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -44,7 +44,7 @@ def test_exports_of_every_form_are_the_same_bytes(form: str, folder: Path, tmp_p
     today = load_frozen(tmp_path / "today.safetensors")
 
     assert frozen.graph == today.graph
-    for target in TARGETS:
+    for target in (name for name, target in TARGETS.items() if not target.is_float):
         if target in EXPORTS[form]:
             for same in (frozen, today):
                 assert EXPORTS[form][target] == written(same, target, sha256, tmp_path / "model.onnx"), target

@@ -72,6 +72,7 @@ class Recorder(Method):
         return loss
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Mapping[str, float]:
+        assert model.training
         (rate,) = {group["lr"] for group in optimizer.param_groups}
         self.rates.append(rate)
         super().step(model, optimizer)
@@ -164,10 +165,11 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 
 def test_every_step_runs_at_its_rate(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
-    recorder = Recorder()
+    model, recorder = small_vit(), Recorder()
     phase = Phase("quantized", 3, warmup_cosine(2e-3, 0.4, 0.1), smoothed(0.0), recorder)
-    rows = run(small_vit(), [phase], recipe, data, tmp_path)
+    rows = run(model, [phase], recipe, data, tmp_path)
 
+    assert not model.training
     assert recorder.rates == [warmup_cosine(2e-3, 0.4, 0.1)(step, 6) for step in range(6)]
     assert len(set(recorder.rates)) >= 5  # the peak counts twice
     assert [row["learning_rate"] for row in rows] == recorder.rates[1::2]
@@ -252,11 +254,18 @@ def test_the_loop_augments_as_the_recipe_says(recipe: Recipe, data: Dataset, tmp
 
         return Phase(name, 2, constant(0.0), loss)
 
-    run(small_vit(), [keep("plain")], replace(recipe, augmentation=NO_AUGMENTATION), data, tmp_path)
-    run(small_vit(), [keep("rich")], recipe, data, tmp_path)
+    run(
+        small_vit(),
+        [keep("plain"), replace(keep("plain"), epochs=1)],
+        replace(recipe, augmentation=NO_AUGMENTATION),
+        data,
+        tmp_path,
+    )
+    run(small_vit(), [keep("rich"), replace(keep("rich"), epochs=1)], recipe, data, tmp_path)
 
-    assert len(seen["plain"]) == 4
-    assert not torch.allclose(seen["plain"][0], seen["plain"][2], atol=1e-3)  # another order in every epoch
+    assert len(seen["plain"]) == 6
+    for first, second in ((0, 2), (0, 4), (2, 4)):  # another order in every epoch, of every phase
+        assert not torch.allclose(seen["plain"][first], seen["plain"][second], atol=1e-3)
     for plain, rich in zip(seen["plain"], seen["rich"], strict=True):
         assert not torch.allclose(plain, rich, atol=0.1)
 
@@ -418,6 +427,12 @@ def test_a_teacher_is_trained_once(
     assert len(list((tmp_path / "cache").iterdir())) == 1
     with pytest.raises(pytest.fail.Exception, match="trains again"):
         make(replace(recipe, seed=1))
+
+
+def test_a_teacher_without_epochs_is_ready_to_teach(recipe: Recipe, data: Dataset, tmp_path: Path) -> None:
+    recipe = replace(recipe, teacher=replace(recipe.teacher, epochs=0))
+
+    assert not float_teacher(recipe, data, None, tmp_path, tmp_path / "metrics", "cpu", Reporter()).training
 
 
 def test_a_network_without_a_quantized_form_is_refused_before_its_teacher_is_trained(

@@ -72,7 +72,7 @@ class Tap:
 class Adapter(Protocol):
     """One architecture. A module with these functions serves (`architectures/vit`); none of them keeps state.
 
-    `faults` and `convert` take a float model, `logits` either form, the others a converted model.
+    `faults` and `convert` take a float model, `logits` and `products` either form, the others a converted model.
     """
 
     def faults(self, model: nn.Module) -> list[str]:

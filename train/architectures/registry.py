@@ -16,7 +16,7 @@ def adapter_of(model: nn.Module) -> Adapter:
         if kind in ADAPTERS:
             return ADAPTERS[kind]
     known = " and ".join(kind.__name__ for kind in ADAPTERS)
-    raise ModelError(f"{type(model).__name__} is no network that can be converted; there are adapters for {known}")
+    raise ModelError(f"{type(model).__name__} cannot be converted; there are adapters for timm's {known} only")
 
 
 def check_supported(model: nn.Module) -> None:

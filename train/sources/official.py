@@ -56,23 +56,23 @@ def load_official(file: Checkpoint, weight_bits: int | None = None, act_bits: in
     channels, classes = state["patch_embed.proj.weight"].shape[1], len(state["head.bias"])
     model, _ = convert(build_model(base, channels, classes), quantization)
     taken = _Reader(state)
-    own = _translate(taken, base, attention, channels)
+    ours = _translate(taken, base, attention, channels)
     taken.finish()
     expected = {
         name: value for name, value in model.state_dict().items() if not name.endswith(("initialized", "signed"))
     }
-    for name, value in own.items():
+    for name, value in ours.items():
         is_flat = name.endswith((".step", ".before", ".after"))  # the file keeps these as flat vectors
         if expected[name].numel() != value.numel() or not (is_flat or expected[name].shape == value.shape):
             raise ModelError(f"{name} has the shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
-    loaded = {name: own[name].reshape(expected[name].shape) for name in expected}
+    loaded = {name: ours[name].reshape(expected[name].shape) for name in expected}
     flags = {name: torch.tensor(True) for name in model.state_dict() if name.endswith("initialized")}
     signed = {name: value for name, value in model.state_dict().items() if name.endswith("signed")}
     signed["patch_embed.proj.input.signed"] = taken.signed
     model.load_state_dict(loaded | flags | signed)
     model.eval()
     _check_rows(model)
-    return Official(model, base, quantization, _latent(own, base, attention))
+    return Official(model, base, quantization, _latent(ours, base, attention))
 
 
 @dataclass(slots=True)
@@ -123,9 +123,9 @@ def _sizes(state: dict[str, Tensor]) -> tuple[Model, str]:
     axes = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "head.bias": 1}
     for name, count in axes.items():
         if name not in state or state[name].ndim != count:
-            found = f"its shape is {tuple(state[name].shape)}" if name in state else "it is missing"
+            fault = f"its shape is {tuple(state[name].shape)}" if name in state else "it is missing"
             raise ModelError(
-                f"the checkpoint is no DeiT of OFQ's official code: {name} should have {count} axes, {found}"
+                f"the checkpoint is no DeiT of OFQ's official code: {name} should have {count} axes, {fault}"
             )
     if "blocks.0.mlp.fc1.lsqw_fn.s" in state:
         raise ModelError("the checkpoint has LSQ weights (mlp.fc1.lsqw_fn); only StatsQ checkpoints can be imported")
@@ -178,36 +178,36 @@ def _bits(settings: dict[str, Any], key: str, given: int | None, flag: str) -> i
 
 def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> dict[str, Tensor]:
     """Our state dict, apart from flags; shapes are still those of the file."""
-    own: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
     take: Callable[[str], Tensor] = taken.take
 
-    def quantized_linear(name: str, own_name: str) -> None:
-        own[f"{own_name}.weight"], own[f"{own_name}.bias"] = take(f"{name}.weight"), take(f"{name}.bias")
-        activation(name, f"{own_name}.input")
+    def quantized_linear(name: str, our_name: str) -> None:
+        ours[f"{our_name}.weight"], ours[f"{our_name}.bias"] = take(f"{name}.weight"), take(f"{name}.bias")
+        activation(name, f"{our_name}.input")
 
-    def activation(name: str, own_name: str) -> None:
-        own[f"{own_name}.step"] = take(f"{name}.input_quant_fn.s")
-        own[f"{own_name}.before"], own[f"{own_name}.after"] = (
+    def activation(name: str, our_name: str) -> None:
+        ours[f"{our_name}.step"] = take(f"{name}.input_quant_fn.s")
+        ours[f"{our_name}.before"], ours[f"{our_name}.after"] = (
             take(f"{name}.move_b4.bias"),
             take(f"{name}.move_aft.bias"),
         )
 
     prefix = ["cls_token", "dist_token"][: 2 if base.distilled else 1]
     for name in (*prefix, "pos_embed", "norm.weight", "norm.bias"):
-        own[name] = take(name)
+        ours[name] = take(name)
     quantized_linear("patch_embed.proj", "patch_embed.proj")
-    own["patch_embed.proj.weight_quant.step"] = take("patch_embed.proj.lsqw_fn.s")
+    ours["patch_embed.proj.weight_quant.step"] = take("patch_embed.proj.lsqw_fn.s")
     signed = take("patch_embed.proj.input_quant_fn.signed")
     if "patch_embed.proj.input_quant_fn.signed" not in taken.missing and signed.numel() != 1:
         raise ModelError(f"patch_embed.proj.input_quant_fn.signed has the shape {tuple(signed.shape)}, expected (1,)")
     taken.signed = signed.any()
     for head in ["head", "head_dist"][: len(prefix)]:
         quantized_linear(head, head)
-        own[f"{head}.weight_quant.step"] = take(f"{head}.lsqw_fn.s")
+        ours[f"{head}.weight_quant.step"] = take(f"{head}.lsqw_fn.s")
     for index in range(base.depth):
         block = f"blocks.{index}"
         for norm in ("norm1", "norm2"):
-            own[f"{block}.{norm}.weight"], own[f"{block}.{norm}.bias"] = (
+            ours[f"{block}.{norm}.weight"], ours[f"{block}.{norm}.bias"] = (
                 take(f"{block}.{norm}.weight"),
                 take(f"{block}.{norm}.bias"),
             )
@@ -215,32 +215,35 @@ def _translate(taken: _Reader, base: Model, attention: str, channels: int) -> di
             quantized_linear(f"{block}.{layer}", f"{block}.{layer}")
             taken.clip(f"{block}.{layer}.statsq_fn")
         attn = f"{block}.attn"
-        own[f"{attn}.softmax.step"] = take(f"{attn}.quan_a_softmax_fn.s")
-        own[f"{attn}.v.step"], own[f"{attn}.v.after"] = take(f"{attn}.quan_a_v_fn.s"), take(f"{attn}.move_v_aft.bias")
+        ours[f"{attn}.softmax.step"] = take(f"{attn}.quan_a_softmax_fn.s")
+        ours[f"{attn}.v.step"], ours[f"{attn}.v.after"] = take(f"{attn}.quan_a_v_fn.s"), take(f"{attn}.move_v_aft.bias")
         if attention == "qkr":
             activation(f"{attn}.quant_x_4_qkv", f"{attn}.input")
-            own[f"{attn}.query"], own[f"{attn}.key"] = take(f"{attn}.q.weight"), take(f"{attn}.k.weight")
-            own[f"{attn}.value.weight"], own[f"{attn}.value.bias"] = take(f"{attn}.v.weight"), take(f"{attn}.v.bias")
-            own[f"{attn}.z.step"], own[f"{attn}.z.before"] = (
+            ours[f"{attn}.query"], ours[f"{attn}.key"] = take(f"{attn}.q.weight"), take(f"{attn}.k.weight")
+            ours[f"{attn}.value.weight"], ours[f"{attn}.value.bias"] = take(f"{attn}.v.weight"), take(f"{attn}.v.bias")
+            ours[f"{attn}.z.step"], ours[f"{attn}.z.before"] = (
                 take(f"{attn}.quan_a_qkx_fn.s"),
                 take(f"{attn}.move_qkx_b4.bias"),
             )
-            own[f"{attn}.v.before"] = take(f"{attn}.move_v_b4.bias")
+            ours[f"{attn}.v.before"] = take(f"{attn}.move_v_b4.bias")
             taken.without_effect(f"{attn}.move_qkx_aft.bias", base.heads * base.dim)
             taken.clip(f"{attn}.qk_quant")
             taken.clip(f"{attn}.v_quant")
         else:
             quantized_linear(f"{attn}.qkv", f"{attn}.qkv")
             for part in ("step", "before", "after"):
-                own[f"{attn}.input.{part}"] = own.pop(f"{attn}.qkv.input.{part}")
+                ours[f"{attn}.input.{part}"] = ours.pop(f"{attn}.qkv.input.{part}")
             before = take(f"{attn}.move_qkv_b4.bias").chunk(3)
             for part, shift in zip("qkv", before if len(before) == 3 else [torch.zeros(0)] * 3, strict=True):
-                own[f"{attn}.{part}.before"] = shift
-            own[f"{attn}.q.step"], own[f"{attn}.k.step"] = take(f"{attn}.quan_a_q_fn.s"), take(f"{attn}.quan_a_k_fn.s")
-            own[f"{attn}.q.after"] = take(f"{attn}.move_q_aft.bias")
+                ours[f"{attn}.{part}.before"] = shift
+            ours[f"{attn}.q.step"], ours[f"{attn}.k.step"] = (
+                take(f"{attn}.quan_a_q_fn.s"),
+                take(f"{attn}.quan_a_k_fn.s"),
+            )
+            ours[f"{attn}.q.after"] = take(f"{attn}.move_q_aft.bias")
             taken.without_effect(f"{attn}.move_k_aft.bias", base.dim)
             taken.clip(f"{attn}.qkv.statsq_fn")
-    return own
+    return ours
 
 
 def _check_rows(model: nn.Module) -> None:
@@ -259,7 +262,7 @@ def _check_rows(model: nn.Module) -> None:
             raise ModelError(f"{key} has rows of zeros ({dead[:5]}): StatsQ cannot code them")
 
 
-def _latent(own: dict[str, Tensor], base: Model, attention: str) -> dict[str, Tensor]:
+def _latent(ours: dict[str, Tensor], base: Model, attention: str) -> dict[str, Tensor]:
     """The latent float weights under timm's names: the float model that the checkpoint holds."""
     plain = ["cls_token", "dist_token", "pos_embed"]
     plain += [f"{name}.{part}" for name in ("norm", "norm1", "norm2") for part in ("weight", "bias")]
@@ -267,14 +270,14 @@ def _latent(own: dict[str, Tensor], base: Model, attention: str) -> dict[str, Te
     wanted = [*plain, *(f"{name}.{part}" for name in linears for part in ("weight", "bias"))]
     kept = {
         name: value
-        for name, value in own.items()
+        for name, value in ours.items()
         if name.split("blocks.")[-1].split(".", 1)[-1] in wanted or name in wanted
     }
     if attention == "qkr":
         for index in range(base.depth):
             attn = f"blocks.{index}.attn"
-            query, key, value = own[f"{attn}.query"], own[f"{attn}.key"], own[f"{attn}.value.weight"]
+            query, key, value = ours[f"{attn}.query"], ours[f"{attn}.key"], ours[f"{attn}.value.weight"]
             kept[f"{attn}.qkv.weight"] = torch.cat([query, key, value])
             none = torch.zeros(2 * len(value))
-            kept[f"{attn}.qkv.bias"] = torch.cat([none, own[f"{attn}.value.bias"]])
+            kept[f"{attn}.qkv.bias"] = torch.cat([none, ours[f"{attn}.value.bias"]])
     return {name: value.contiguous() for name, value in kept.items()}

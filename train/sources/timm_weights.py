@@ -43,8 +43,8 @@ def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Mod
     """
     for name, axes in AXES.items():
         if name not in weights or weights[name].ndim != axes or not weights[name].numel():
-            state = f"its shape is {tuple(weights[name].shape)}" if name in weights else "it is missing"
-            raise ModelError(f"the weights are of no timm ViT or DeiT: {name} should have {axes} axes, {state}")
+            fault = f"its shape is {tuple(weights[name].shape)}" if name in weights else "it is missing"
+            raise ModelError(f"the weights are of no timm ViT or DeiT: {name} should have {axes} axes, {fault}")
     if "head.weight" in weights and weights["head.weight"].ndim != 2:
         raise ModelError(f"head.weight has the shape {tuple(weights['head.weight'].shape)}, expected [classes, width]")
     has_distillation = "dist_token" in weights

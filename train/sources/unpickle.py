@@ -71,8 +71,8 @@ def _main(path: Path, out: Path, ema: bool) -> int:
         with torch.serialization.safe_globals(ALLOWED):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({found[1]})" if found else ""
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({forbidden[1]})" if forbidden else ""
         print(f"holds more than tensors and plain settings{what}, and is refused unread", file=sys.stderr)
         return REFUSED
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
@@ -97,8 +97,8 @@ def _main(path: Path, out: Path, ema: bool) -> int:
     settings = vars(stated) if isinstance(stated, argparse.Namespace) else stated if isinstance(stated, dict) else {}
     plain = {key: value for key, value in settings.items() if isinstance(value, (bool, int, float, str))}
     header = {"settings": plain}
-    owned = {key: value.detach().float().contiguous().clone() for key, value in tensors.items()}
-    save_file(owned, out, metadata={"checkpoint": json.dumps(header)})
+    plain_tensors = {key: value.detach().float().contiguous().clone() for key, value in tensors.items()}
+    save_file(plain_tensors, out, metadata={"checkpoint": json.dumps(header)})
     return 0
 
 

@@ -11,15 +11,15 @@ from ofq_deploy.train.quantizers import Quantizers
 class QuantMlp(nn.Module):
     def __init__(self, source: FloatMlp, tokens: int, quantizers: Quantizers, name: str) -> None:
         super().__init__()
-        dim, hidden = (source.fc1.in_features,), (source.fc2.in_features,)
+        dim, hidden = source.fc1.in_features, source.fc2.in_features
         into_fc1 = quantizers.activation(
-            f"{name}.fc1.input", *quantizers.per_token((tokens, 1), *dim), shifts=(dim, dim)
+            f"{name}.fc1.input", *quantizers.per_token((tokens, 1), dim), shifts=((dim,), (dim,))
         )
         into_fc2 = quantizers.activation(
             f"{name}.fc2.input",
-            *quantizers.per_token((tokens, 1), *hidden),
-            grid="unsigned",  # the shift before makes up for what lies below zero after GELU
-            shifts=(hidden, hidden),
+            *quantizers.per_token((tokens, 1), hidden),
+            grid="unsigned",  # the shift before it makes up for what GELU leaves below zero
+            shifts=((hidden,), (hidden,)),
         )
         self.fc1 = QuantLinear(source.fc1, quantizers.weight(source.fc1.weight, f"{name}.fc1"), into_fc1)
         self.act = source.act

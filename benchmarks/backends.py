@@ -67,7 +67,7 @@ def main() -> None:
         print(tables(json.loads(arguments.table.read_text())))
         return
     if not os.environ.get("OFQ_SHARED"):
-        parser.exit(2, "backends: let OFQ_SHARED name a folder of real models and images as docs/data.md describes it\n")
+        parser.exit(2, "backends: let OFQ_SHARED name a folder of models and images as docs/data.md describes it\n")
     logging.disable(logging.WARNING)  # the peers' own remarks
     warnings.simplefilter("ignore")
     report = Reporter(quiet=False)

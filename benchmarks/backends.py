@@ -2,9 +2,9 @@
 
     python benchmarks/backends.py -o docs/results/backends.json
 
-Needs the folder that OFQ_SHARED names (default ../shared): OFQ's official W4A4 DeiT-T checkpoint, DeiT-T's float weights,
-imagenet20/val (1000 validation images of 20 ImageNet classes; argmax over all 1000 classes) and nips1000 (1000 photographs
-with ImageNet labels). ONNX Runtime's and NNCF's quantizers are calibrated on imagenet20/train. About an hour on two busy
+Needs the folder that OFQ_SHARED names (docs/data.md says what it holds): OFQ's official W4A4 DeiT-T checkpoint, DeiT-T's
+float weights, imagenet20/val (1000 validation images of 20 ImageNet classes; argmax over all 1000 classes) and nips1000
+(1000 photographs with ImageNet labels). ONNX Runtime's and NNCF's quantizers are calibrated on imagenet20/train. About an hour on two busy
 cores. `--table` prints the Markdown of a result.
 """
 
@@ -39,9 +39,10 @@ from ofq_deploy.runs.folder import load_run
 from ofq_deploy.runtime_tests.proof.accuracy import Accuracy, measure_accuracy, paired
 from ofq_deploy.runtime_tests.runners.executed import executed_operators
 
-SHARED = Path(os.environ.get("OFQ_SHARED", "../shared"))
+SHARED = Path(os.environ.get("OFQ_SHARED", ""))
 CHECKPOINT = SHARED / "ofq-official" / "deit_t_w4a4_qkr.pth.tar"
 WEIGHTS = SHARED / "weights" / "deit_tiny_patch16_224.safetensors"
+IMAGENET20, NIPS1000 = SHARED / "data" / "imagenet20", SHARED / "data" / "nips1000"
 CALIBRATION_IMAGES = 64
 SIZE = 224
 Predictions = dict[tuple[str, str], Accuracy]  # by model and backend
@@ -65,6 +66,8 @@ def main() -> None:
     if arguments.table:
         print(tables(json.loads(arguments.table.read_text())))
         return
+    if not os.environ.get("OFQ_SHARED"):
+        parser.exit(2, "backends: let OFQ_SHARED name a folder of models and images as docs/data.md describes it\n")
     logging.disable(logging.WARNING)  # the peers' own remarks
     warnings.simplefilter("ignore")
     report = Reporter(quiet=False)
@@ -101,7 +104,7 @@ def main() -> None:
 def data_sets(images: int) -> dict[str, Split]:
     """Both data sets, the first so many images of each evenly spread, by name."""
     how, labels = folder_preprocessing(SIZE), imagenet.names()
-    places = {"imagenet20/val": SHARED / "data" / "imagenet20" / "val", "nips1000": table_of_nips()}
+    places = {"imagenet20/val": IMAGENET20 / "val", "nips1000": table_of_nips()}
     found = {}
     for name, place in places.items():
         found[name] = spread(load_dataset(str(place), SIZE, how, labels).test, images)
@@ -118,7 +121,7 @@ def table_of_nips() -> Path:
     """nips1000's labels as a table that `--data` reads, in a temporary file beside nothing: paths are absolute."""
     import csv
 
-    root = SHARED.resolve() / "data" / "nips1000"
+    root = NIPS1000.resolve()
     path = Path(tempfile.mkdtemp()) / "nips1000.csv"
     with (root / "labels.csv").open(newline="", encoding="utf-8") as source, path.open("w", newline="") as target:
         writer = csv.writer(target)
@@ -171,7 +174,7 @@ def float_network() -> Any:
 
 
 def calibration_images() -> list[NDArray[np.float32]]:
-    split = load_dataset(str(SHARED / "data" / "imagenet20" / "train"), SIZE, folder_preprocessing(SIZE), None).test
+    split = load_dataset(str(IMAGENET20 / "train"), SIZE, folder_preprocessing(SIZE), None).test
     return [image[None] for image in split.spread(CALIBRATION_IMAGES)]
 
 

@@ -1,4 +1,4 @@
-"""Confidence-guided annealing: only undecided weights move."""
+"""Confidence-guided annealing: only undecided weights move (OFQ, ICML 2023, section 4)."""
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -542,20 +543,27 @@ def test_tensors_that_cannot_be_imported_are_named(
     [
         ("cls_token", ()),
         ("pos_embed", (5,)),
-        ("pos_embed", (1, 1, DIM)),
         ("patch_embed.proj.weight", (DIM,)),
         ("patch_embed.proj.input_quant_fn.signed", (0,)),
         ("head.bias", ()),
         ("head_dist.bias", (11,)),
         ("blocks.0.mlp.fc1.statsq_fn.clip_val", (3,)),
         ("blocks.0.mlp.fc1.weight", (DIM, 4 * DIM)),
-        ("blocks.0.attn.move_qkx_b4.bias", (1,)),
         ("blocks.0.attn.move_qkx_aft.bias", (1,)),
     ],
 )
-def test_a_tensor_of_another_shape_is_refused(name: str, shape: tuple[int, ...], mini: dict[str, Any]) -> None:
+def test_a_tensor_of_another_shape_is_named(name: str, shape: tuple[int, ...], mini: dict[str, Any]) -> None:
     """Also where it has as many values as the right one: a transposed weight is another weight."""
-    with pytest.raises(ModelError):
+    _refuses(mini, name, shape, name)
+
+
+def test_a_shape_that_tells_other_sizes_is_refused(mini: dict[str, Any]) -> None:
+    _refuses(mini, "pos_embed", (1, 1, DIM), "no DeiT: 0 patches of width")
+    _refuses(mini, "blocks.0.attn.move_qkx_b4.bias", (1,), "blocks.0.attn.z.before has the shape (1,)")
+
+
+def _refuses(mini: dict[str, Any], name: str, shape: tuple[int, ...], said: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(said)):
         _load(edited(mini, name, lambda _: torch.full(shape, 2.0)))
 
 

@@ -129,7 +129,7 @@ def test_an_opset_that_openvino_does_not_read_is_refused(run: Path, tmp_path: Pa
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
 
-    with pytest.raises(OnnxFileError):
+    with pytest.raises(OnnxFileError, match=r"x\.onnx is no ONNX file"):
         openvino.compile_model(OnnxFile(tmp_path / "x.onnx"))
 
 

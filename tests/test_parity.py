@@ -124,6 +124,14 @@ def test_the_histogram_counts_differences_by_size() -> None:
     assert (result.compared, result.differing, result.ties, result.worst) == (4, 3, 1, np.inf)
 
 
+@pytest.mark.parametrize(("ties", "faults"), [(2, []), (3, ["3 ties among 10000 codes are more than 0.02%"])])
+def test_many_ties_are_no_rounding(ties: int, faults: list[str]) -> None:
+    codes = parity.CodeParity("x", 10_000, ties, ties, 1e-5, {1: ties})
+    result = parity.Parity("a", "oracle", "b", 1, (codes,), (parity.FloatParity("y", 0.0),))
+
+    assert (result.passed, result.faults()) == (not faults, faults)
+
+
 def test_values_of_another_shape_are_refused() -> None:
     one, two = np.zeros((1, 4), dtype=np.int16), np.zeros((2, 4), dtype=np.int16)
 

@@ -1,4 +1,7 @@
-"""The quantizers against their definitions, worked numbers and invariants."""
+"""The quantizers against their definitions, worked numbers and invariants.
+
+StatsQ is section 4.1 of OFQ (ICML 2023), LSQ is Esser et al. (ICLR 2020).
+"""
 
 import pytest
 import torch

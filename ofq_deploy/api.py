@@ -4,28 +4,34 @@ Sub-packages are imported inside the functions: whoever only exports never loads
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from ofq_deploy.commands.bench import bench_model
-from ofq_deploy.commands.export import export_run
-from ofq_deploy.commands.inspect import inspect_subject
-from ofq_deploy.errors import DataError, UnsupportedByTarget
-from ofq_deploy.model.file import OnnxFile
+import msgspec
+
+from ofq_deploy.commands.requests import (
+    BenchRequest,
+    CheckRequest,
+    ExportRequest,
+    ImportRequest,
+    InspectRequest,
+    LintRequest,
+    PackageRequest,
+    ParityRequest,
+    PredictRequest,
+    ReportRequest,
+    TrainRequest,
+    ValidateRequest,
+)
 from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import DEFAULT, Quantization, Recipe
-from ofq_deploy.results.record import result_of
-from ofq_deploy.runs.subject import model_file, model_for
-from ofq_deploy.targets import TARGETS
+from ofq_deploy.results.fields import Result
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ofq_deploy.data.images import Preprocessing
-    from ofq_deploy.runtime_tests.lint.tensorrt_check import Check
 
 __all__ = [
     "bench",
@@ -44,8 +50,6 @@ __all__ = [
     "train",
     "validate",
 ]
-
-PROOF_IMAGES = 16
 
 
 def convert(model: "nn.Module | str | Path", config: Quantization | None = None) -> tuple["nn.Module", list[Any]]:
@@ -86,10 +90,10 @@ def train(
     The float teacher is read from the recipe's `init`, or trained first and kept in `.teachers` beside the run folder, for the next run that needs
     the same one. Raises RecipeError, DataError, ModelError and OutputError.
     """
-    from ofq_deploy.commands.train import train_run
+    from ofq_deploy.commands.train import train as run
 
-    place = None if output is None else Path(output)
-    return train_run(recipe, place, overrides or {}, device, force, report or Reporter())
+    request = TrainRequest(recipe=recipe, output=_path(output), overrides=overrides, device=device, force=force)
+    return Path(run(request, report or Reporter()).run)
 
 
 def import_checkpoint(
@@ -106,10 +110,17 @@ def import_checkpoint(
     Bits come from the file's own settings or from the arguments. Unpickling happens in a process of its own and
     builds tensors, plain containers and argparse's Namespace only. Raises ModelError and OutputError.
     """
-    from ofq_deploy.commands.train import import_run
+    from ofq_deploy.commands.train import import_checkpoint as run
 
-    place = None if output is None else Path(output)
-    return import_run(Path(checkpoint), weight_bits, act_bits, ema, place, force)
+    request = ImportRequest(
+        checkpoint=Path(checkpoint),
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        ema=ema,
+        output=_path(output),
+        force=force,
+    )
+    return Path(run(request).run)
 
 
 def export(
@@ -129,11 +140,12 @@ def export(
     beside it, as model.<target>.md.
     Raises RunError, FrozenFileError, UnsupportedByTarget and OutputError.
     """
-    source, place = (None if path is None else Path(path) for path in (run, output))
-    return export_run(source, target, opset, place, force)
+    from ofq_deploy.commands.export import export as write
+
+    request = ExportRequest(run=_path(run), target=target, opset=opset, output=_path(output), force=force)
+    return Path(write(request).model)
 
 
-@result_of("validate")
 def validate(
     subject: str | Path | None = None,
     *,
@@ -141,7 +153,7 @@ def validate(
     data: str | None = None,
     backend: str = "ort-cpu",
     max_drop: float | None = None,
-    images: int = PROOF_IMAGES,
+    images: int = 16,
     golden: Path | None = None,
     reference: Path | None = None,
     classes: Path | None = None,
@@ -165,33 +177,24 @@ def validate(
 
     Returns a JSON table with "passed" and "faults".
     """
-    from ofq_deploy.commands.validate import validate_golden, validate_model
-    from ofq_deploy.results.verdicts import judged
+    from ofq_deploy.commands.validate import validate as prove
 
-    report = report or Reporter()
-    if golden is not None:
-        if any(given is not None for given in (data, max_drop, run, reference, classes, preprocessing, tolerance)):
-            raise DataError("golden data is compared with the run alone; leave the options of other comparisons out")
-        return judged(validate_golden(subject, Path(golden), report))
-    for option, value in (("--max-drop", max_drop), ("--tolerance", tolerance)):
-        if value is not None and not value >= 0:  # as nothing exceeds a NaN
-            raise DataError(f"{option} is {value:g}; expected a number from 0")
-    names = Path(classes) if classes else None
-    if reference is not None:
-        from ofq_deploy.commands.foreign import validate_foreign
-
-        if run is not None:
-            raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
-        how = Path(preprocessing) if preprocessing else None
-        floats = OnnxFile(Path(reference))
-        files = OnnxFile(model_file(subject).path, made_from=floats), floats
-        return validate_foreign(*files, data, names, how, max_drop, tolerance, images, backend, report)
-    if preprocessing is not None or tolerance is not None:
-        raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
-    return judged(validate_model(subject, run, data, names, max_drop, images, backend, report))
+    request = ValidateRequest(
+        subject=_path(subject),
+        run=_path(run),
+        data=data,
+        backend=backend,
+        max_drop=max_drop,
+        images=images,
+        golden=_path(golden),
+        reference=_path(reference),
+        classes=_path(classes),
+        preprocessing=_path(preprocessing),
+        tolerance=tolerance,
+    )
+    return _table(prove(request, report or Reporter()))
 
 
-@result_of("parity")
 def parity(
     subject: str | Path | None = None,
     *,
@@ -199,7 +202,7 @@ def parity(
     follower: str = "ort-cpu",
     run: Path | None = None,
     data: str | None = None,
-    images: int = PROOF_IMAGES,
+    images: int = 16,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Compare two runners of one model, code by code.
@@ -213,14 +216,14 @@ def parity(
     Then both run freely: where an image's codes part, the first operator is named. The float64 oracle tells ties from
     errors. Returns a JSON table with "passed" and "faults".
     """
-    from ofq_deploy.commands.parity import compare_two
-    from ofq_deploy.results.verdicts import parity_verdict
+    from ofq_deploy.commands.parity import parity as compare
 
-    result = compare_two(subject, leader, follower, run, data, images, report or Reporter())
-    return {"verdict": parity_verdict(result)} | result
+    request = ParityRequest(
+        subject=_path(subject), leader=leader, follower=follower, run=_path(run), data=data, images=images
+    )
+    return _table(compare(request, report or Reporter()))
 
 
-@result_of("bench")
 def bench(
     model: str | Path | None = None,
     *,
@@ -243,31 +246,27 @@ def bench(
     Returns a JSON table; see ofq_deploy.runtime_tests.speed.bench.bench, and for "tensorrt" and "torch-cuda" the functions
     of tensorrt_bench and torch_cuda.
     """
-    path, sizes, cpus = None if model is None else Path(model), tuple(batches), tuple(affinity)
-    return bench_model(path, backend, sizes, threads, seconds, baseline, profile, cpus, report or Reporter())
+    from ofq_deploy.commands.bench import bench as measure
+
+    request = BenchRequest(
+        model=_path(model),
+        backend=backend,
+        batches=tuple(batches),
+        threads=threads,
+        seconds=seconds,
+        baseline=_path(baseline),
+        profile=profile,
+        affinity=tuple(affinity),
+    )
+    return _table(measure(request, report or Reporter()))
 
 
 def predict(images: list[Path], *, model: str | Path | None = None) -> list[dict[str, Any]]:
     """The five likeliest labels of each image with their probabilities, by ONNX Runtime alone."""
-    import numpy as np
+    from ofq_deploy.commands.predict import predict as run
 
-    from ofq_deploy.data.images import load_image
-    from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
-
-    file = model_file(model)
-    described = file.described
-    loaded = np.stack([load_image(image, described.preprocessing) for image in images])
-    logits = run_logits(open_session(file.path), loaded).astype(np.float64)
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities = powers / powers.sum(-1, keepdims=True)
-    best = np.argsort(-probabilities, axis=-1, kind="stable")[:, :5]
-    return [
-        {
-            "image": str(image),
-            "top5": [{"label": described.labels[k], "probability": round(float(row[k]), 6)} for k in order],
-        }
-        for image, row, order in zip(images, probabilities, best, strict=True)
-    ]
+    request = PredictRequest(images=tuple(map(Path, images)), model=_path(model))
+    return list(_table(run(request))["predictions"])
 
 
 def package(
@@ -291,24 +290,26 @@ def package(
 
     Returns the manifest as a JSON table, with the key "package".
     """
-    from ofq_deploy.serving.package import make_package
+    from ofq_deploy.commands.package import package as run
 
-    return make_package(
-        model_file(model),
-        kind,
-        Path(output),
+    request = PackageRequest(
+        model=_path(model),
+        kind=kind,
+        output=Path(output),
         name=name,
         backend=backend,
         max_batch=max_batch,
         threads=threads,
         force=force,
     )
+    return _table(run(request))
 
 
-@result_of("inspect")
 def inspect(subject: str | Path | None = None) -> dict[str, Any]:
     """The layers of a model, or of the model that a run would export: bits trained, stored and computed."""
-    return inspect_subject(subject)
+    from ofq_deploy.commands.inspect import inspect as run
+
+    return _table(run(InspectRequest(subject=_path(subject))))
 
 
 def report(
@@ -326,9 +327,10 @@ def report(
     The models' cards are written anew. Returns the paths of the page ("report") and of the "cards", and the number of
     "results" shown. Raises RunError, DataError and OutputError.
     """
-    from ofq_deploy.commands.report import report_folder
+    from ofq_deploy.commands.report import report as run
 
-    return report_folder(Path(subject) if subject is not None else None, output, force, report or Reporter())
+    request = ReportRequest(subject=_path(subject), output=_path(output), force=force)
+    return _table(run(request, report or Reporter()))
 
 
 def lint(model: str | Path | None = None, *, target: str | None = None) -> list[dict[str, str]]:
@@ -337,31 +339,26 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     Returns rule, node, operator, cause, cure and kind (hard, wrong, slow or hint) of every fault. Takes any ONNX
     file when `target` is given.
     """
-    from ofq_deploy.runtime_tests.lint.rules import lint as find_faults
+    from ofq_deploy.commands.lint import lint as run
 
-    file = model_file(model)
-    stated = file.properties.get("target")
-    if target is None and stated is None:
-        raise UnsupportedByTarget(f"{file.path} does not say what it was made for; pass --target")
-    return [asdict(fault) for fault in find_faults(file, target or str(stated))]
+    return list(_table(run(LintRequest(model=_path(model), target=target)))["faults"])
 
 
-@result_of("check")
 def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
     """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
 
     Takes any ONNX file but ours for other targets. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.
     Raises OnnxFileError, UnsupportedByTarget, and BackendMissing without TensorRT and TensorRT-RTX.
     """
-    if target not in TARGETS or not TARGETS[target].check:
-        known = ", ".join(entry.name for entry in TARGETS.values() if entry.check)
-        raise UnsupportedByTarget(f"no check for target {target!r}; there is one for {known}")
-    file = model_for(model, TARGETS[target])
-    result: Check = resolve_name(TARGETS[target].check)(file)
-    return {
-        "model": str(file.path),
-        "target": target,
-        "verdict": result.verdict,
-        "passed": result.passed,
-        **asdict(result),
-    }
+    from ofq_deploy.commands.lint import check as run
+
+    return _table(run(CheckRequest(model=_path(model), target=target)))
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _table(result: Result) -> dict[str, Any]:
+    """A result as Python's own types; see docs/schema.md."""
+    return dict(msgspec.to_builtins(result))

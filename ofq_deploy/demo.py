@@ -1,16 +1,34 @@
 """The whole path on the embedded data: train, export, prove, measure, report."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from ofq_deploy import api
+import msgspec
+
+from ofq_deploy.commands.bench import bench_on_cpu
+from ofq_deploy.commands.export import export
+from ofq_deploy.commands.inspect import inspect
+from ofq_deploy.commands.report import page, update_card
+from ofq_deploy.commands.requests import (
+    BenchRequest,
+    DemoRequest,
+    ExportRequest,
+    InspectRequest,
+    TrainRequest,
+    ValidateRequest,
+)
+from ofq_deploy.commands.train import train
+from ofq_deploy.commands.validate import validate_model
 from ofq_deploy.files import refuse_existing, replacing
 from ofq_deploy.model.file import OnnxFile
-from ofq_deploy.pages.card import write_card
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe
-from ofq_deploy.results.record import Result, keep, stamped, to_json
+from ofq_deploy.results.bench import BenchResult
+from ofq_deploy.results.models import DemoResult, InspectResult
+from ofq_deploy.results.proof import ProofResult
+from ofq_deploy.results.record import Kind, Table, keep, moved, stamped, to_json
+
+Measured = tuple[ProofResult, BenchResult, InspectResult]  # what is told of a model
 
 RECIPES = ("digits-w4a4", "digits-w2a2")
 BENCH_SECONDS = 2.0
@@ -20,60 +38,69 @@ NOTE = (
 )
 
 
-def run_demo(output: Path, seed: int, force: bool, report: Reporter) -> dict[str, Any]:
+def run_demo(request: DemoRequest, report: Reporter) -> DemoResult:
     """Fill a folder with two runs, their models, report.html and summary.json; return the summary.
 
     Nothing appears under `output` before everything is there. Raises OutputError when it exists already.
     """
-    from ofq_deploy.pages.report import render
-
-    refuse_existing(output, force)
-    with replacing(output, force) as folder:
+    refuse_existing(request.output, request.force)
+    with replacing(request.output, request.force) as folder:
         folder.mkdir()
-        made = [_one_model(folder, name, seed, report) for name in RECIPES]
-        validation, measured, _ = made[0][1]
+        results = {name: _one_model(folder, request, name, report) for name in RECIPES}
+        validation, measured, _ = results[RECIPES[0]]
+        assert measured.baseline, "a run has a float model"
         summary = {
-            "passed": all(results[0]["passed"] for _, results in made),
-            "seed": seed,
-            "float_top1": validation["top1_float"],
-            "float_file_bytes": measured["baseline"]["file_bytes"],
-            "models": [entry for entry, _ in made],
+            "passed": all(validation.passed for validation, _, _ in results.values()),
+            "seed": request.seed,
+            "float_top1": validation.top1_float,
+            "float_file_bytes": measured.baseline.file_bytes,
+            "models": [_student(name, *told) for name, told in results.items()],
         }
-        summary = stamped("demo", _command(seed), summary)
-        (folder / "summary.json").write_text(to_json(summary), encoding="utf-8")
-        shown = [result for _, results in made for result in results]
-        page = render("ofq-deploy: low-bit vision transformers, proven", shown, NOTE)
-        (folder / "report.html").write_text(page, encoding="utf-8")
-    return summary
+        result = stamped(DemoResult, _line(request), summary)
+        (folder / "summary.json").write_text(to_json(result), encoding="utf-8")
+        shown = [result for told in results.values() for result in told]
+        html = page("ofq-deploy: low-bit vision transformers, proven", shown, NOTE)
+        (folder / "report.html").write_text(html, encoding="utf-8")
+    return result
 
 
-def _command(seed: int) -> str:
-    return f"ofq-deploy demo --seed {seed}"
+def _line(request: DemoRequest) -> str:
+    """The command that makes the folder again, wherever it lies."""
+    return replace(request, output=DemoRequest.output).line()
 
 
-def _one_model(folder: Path, name: str, seed: int, report: Reporter) -> tuple[dict[str, Any], list[Result]]:
-    """The model's entry in the summary; and what validate, bench and inspect say, paths relative to the folder."""
-    recipe = replace(load_recipe(name), seed=seed)
-    run = api.train(recipe, output=folder / name, device="cpu", report=report)
-    model = api.export(run)
-    validation = api.validate(model, report=report)
-    measured = api.bench(model, seconds=BENCH_SECONDS, report=report)
-    contents = api.inspect(model)
-    bits = asdict(recipe.quantization)
-    relative = str(model.relative_to(folder))
-    validation["model"] = measured["model"]["path"] = contents["model"] = relative
-    results = [result | {"command": _command(seed)} for result in (validation, measured, contents)]
-    for result in results:
+def _one_model(folder: Path, request: DemoRequest, name: str, report: Reporter) -> Measured:
+    """What validate, bench and inspect say of a model that is trained for it, paths relative to the folder."""
+    recipe = replace(load_recipe(name), seed=request.seed)
+    run = Path(train(TrainRequest(recipe=recipe, output=folder / name, device="cpu"), report).run)
+    model = Path(export(ExportRequest(run=run)).model)
+    relative, line = str(model.relative_to(folder)), _line(request)
+    validation = validate_model(ValidateRequest(subject=model), report)
+    measured = bench_on_cpu(BenchRequest(model=model, seconds=BENCH_SECONDS), report)
+    contents = inspect(InspectRequest(subject=model))
+    told = (
+        _in_demo(validation, relative, line),
+        _in_demo(measured, relative, line),
+        _in_demo(contents, relative, line),
+    )
+    for result in told:
         keep(result, folder)
-    write_card(OnnxFile(model), contents, results)
-    entry = {
+    update_card(OnnxFile(model), told[-1], told)
+    return told
+
+
+def _in_demo(result: Kind, model: str, line: str) -> Kind:
+    return msgspec.structs.replace(moved(result, model), command=line)
+
+
+def _student(name: str, validation: ProofResult, measured: BenchResult, contents: InspectResult) -> Table:
+    """A model's entry in the summary."""
+    return {
         "name": name,
-        "weight_bits": bits["weight_bits"],
-        "act_bits": bits["act_bits"],
-        **{key: validation[key] for key in ("top1_torch", "top1_runtime", "agreement")},
-        **{key: validation[key] for key in ("codes_compared", "codes_differing", "ties")},
-        "file_bytes": measured["model"]["file_bytes"],
-        "latency_ms_p50": measured["model"]["latency_ms"][0]["p50"],
-        "model": relative,
+        **{key: contents.quantization[key] for key in ("weight_bits", "act_bits")},
+        **{key: getattr(validation, key) for key in ("top1_torch", "top1_runtime", "agreement")},
+        **{key: getattr(validation, key) for key in ("codes_compared", "codes_differing", "ties")},
+        "file_bytes": measured.model.file_bytes,
+        "latency_ms_p50": measured.model.latency_ms[0].p50,
+        "model": contents.model,
     }
-    return entry, results

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec import convert
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ofq_deploy import api
-from ofq_deploy.cli import texts
+from ofq_deploy.cli import speed_texts
 from ofq_deploy.errors import OnnxFileError, UnsupportedByTarget
 from ofq_deploy.export.network import build
 from ofq_deploy.export.write import write_checked
@@ -25,6 +26,7 @@ from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.model.vit import Vit
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.results.bench import BenchResult
 from ofq_deploy.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.runners import openvino
 from ofq_deploy.runtime_tests.speed import bench, speedup
@@ -313,7 +315,7 @@ def test_several_threads_are_compared_by_wall_time_alone(portable_model: Path) -
 
 
 def test_the_text_says_what_was_measured(measured: dict[str, Any]) -> None:
-    lines = texts.bench_text(measured).splitlines()
+    lines = speed_texts.bench_text(convert(measured, BenchResult)).splitlines()
 
     assert lines[-1] == measured["verdict"]
     assert any(line.startswith("conditions: onnxruntime ") and "threads: 1, CPUs: " in line for line in lines)
@@ -324,7 +326,9 @@ def test_the_text_says_what_was_measured(measured: dict[str, Any]) -> None:
 def test_a_float_product_in_a_quantized_model_is_named(measured: dict[str, Any]) -> None:
     names = tuple(f"blocks.{index}.mlp.fc1" for index in range(7))
     executed = measured["model"]["executed"] | {"float": 7, "float_nodes": names}
-    text = texts.bench_text(measured | {"model": measured["model"] | {"executed": executed}})
+    text = speed_texts.bench_text(
+        convert(measured | {"model": measured["model"] | {"executed": executed}}, BenchResult)
+    )
 
     assert (
         "  warning: 7 products of a quantized model run in float: blocks.0.mlp.fc1, blocks.1.mlp.fc1, "
@@ -335,7 +339,7 @@ def test_a_float_product_in_a_quantized_model_is_named(measured: dict[str, Any])
 def test_executed_float_products_have_names(portable_model: Path, measured: dict[str, Any]) -> None:
     base = measured["baseline"]["executed"]
 
-    assert measured["model"]["executed"]["float_nodes"] == ()
+    assert measured["model"]["executed"]["float_nodes"] == []
     assert len(base["float_nodes"]) == base["float"]
     assert any("blocks.1.mlp.fc1" in name for name in base["float_nodes"])
 

@@ -14,17 +14,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from ofq_deploy import api, cli, demo
 from ofq_deploy.commands import validate as validation
+from ofq_deploy.commands.requests import DemoRequest
 from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.files import sha256
 from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
+from ofq_deploy.results.kinds import decode
+from ofq_deploy.results.models import DemoResult
 
 COMMANDS = [
     "demo",
@@ -763,23 +767,23 @@ def test_without_onnxruntime_doctor_says_what_to_install(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def small_demo(
     tmp_path_factory: pytest.TempPathFactory, tiny_settings: dict[str, Any]
-) -> Iterator[tuple[Path, dict[str, Any]]]:
+) -> Iterator[tuple[Path, DemoResult]]:
     """The demo with recipes that train for one epoch."""
     output = tmp_path_factory.mktemp("demo") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "load_recipe", lambda name: override(load_recipe(name), tiny_settings))
         patch.setattr(demo, "BENCH_SECONDS", 0.0)
         patch.setattr(validation, "FREE_RUN_BUDGET", 0.0)
-        yield output, demo.run_demo(output, 0, False, Reporter())
+        yield output, demo.run_demo(DemoRequest(output=output), Reporter())
 
 
-def test_the_summary_has_every_promised_field(small_demo: tuple[Path, dict[str, Any]]) -> None:
+def test_the_summary_has_every_promised_field(small_demo: tuple[Path, DemoResult]) -> None:
     output, returned = small_demo
     summary = json.loads((output / "summary.json").read_text())
     needed = ["name", "weight_bits", "act_bits", "top1_torch", "top1_runtime", "agreement", "codes_compared"]
     needed += ["codes_differing", "ties", "file_bytes", "latency_ms_p50", "model"]
 
-    assert summary == returned
+    assert decode(summary) == returned
     assert {"environment", "models"} <= set(summary)
     assert [(m["name"], m["weight_bits"], m["act_bits"]) for m in summary["models"]] == [
         ("digits-w4a4", 4, 4),
@@ -794,7 +798,7 @@ def test_the_summary_has_every_promised_field(small_demo: tuple[Path, dict[str, 
         assert model["ties"] <= model["codes_differing"] <= model["codes_compared"]
 
 
-def test_the_report_is_self_contained_and_names_both_models(small_demo: tuple[Path, dict[str, Any]]) -> None:
+def test_the_report_is_self_contained_and_names_both_models(small_demo: tuple[Path, DemoResult]) -> None:
     text = (small_demo[0] / "report.html").read_text()
     loads = re.findall(r"""(?:src|href|data|action)\s*=\s*["']\s*(?!\#)([^"']+)""", text)
     loads += re.findall(r"url\(\s*[\"']?(?!\#)([^)]+)", text) + re.findall(r"@import[^;]+", text)
@@ -806,7 +810,7 @@ def test_the_report_is_self_contained_and_names_both_models(small_demo: tuple[Pa
     assert text.startswith("<!doctype html>")
 
 
-def test_the_demo_leaves_two_runs_and_no_temporary_paths(small_demo: tuple[Path, dict[str, Any]]) -> None:
+def test_the_demo_leaves_two_runs_and_no_temporary_paths(small_demo: tuple[Path, DemoResult]) -> None:
     output = small_demo[0]
 
     assert {"digits-w4a4", "digits-w2a2", "report.html", "summary.json"} <= {path.name for path in output.iterdir()}
@@ -814,7 +818,7 @@ def test_the_demo_leaves_two_runs_and_no_temporary_paths(small_demo: tuple[Path,
     assert ".part" not in (output / "summary.json").read_text() + (output / "report.html").read_text()
 
 
-def test_the_demo_refuses_an_existing_folder(small_demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_demo_refuses_an_existing_folder(small_demo: tuple[Path, DemoResult], tmp_path: Path) -> None:
     before = _listing(small_demo[0])
     message = _refused(_run("demo", "-o", small_demo[0], cwd=tmp_path))
 
@@ -824,9 +828,9 @@ def test_the_demo_refuses_an_existing_folder(small_demo: tuple[Path, dict[str, A
 
 @pytest.mark.parametrize(("passed", "exit_code"), [(True, 0), (False, 3)])
 def test_the_demo_exits_by_its_verdict(
-    passed: bool, exit_code: int, small_demo: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    passed: bool, exit_code: int, small_demo: tuple[Path, DemoResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "run_demo", lambda *_: small_demo[1] | {"passed": passed})
+    monkeypatch.setattr(demo, "run_demo", lambda *_: replace(small_demo[1], passed=passed))
     done = CliRunner().invoke(cli.app, ["demo", "--json"])
 
     assert done.exit_code == exit_code
@@ -836,13 +840,13 @@ def test_the_demo_exits_by_its_verdict(
 def test_the_demo_seed_decides_the_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[int] = []
 
-    def stop(recipe: Any, **_: Any) -> None:
-        seen.append(recipe.seed)
+    def stop(request: Any, _: Reporter) -> None:
+        seen.append(request.recipe.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "train", stop)
+    monkeypatch.setattr(demo, "train", stop)
     with pytest.raises(KeyboardInterrupt):
-        demo.run_demo(tmp_path / "out", 5, False, Reporter())
+        demo.run_demo(DemoRequest(output=tmp_path / "out", seed=5), Reporter())
 
     assert seen == [5]
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import convert
 from PIL import Image
 
 from ofq_deploy import api
@@ -17,6 +18,7 @@ from ofq_deploy.data.datasets import load_dataset
 from ofq_deploy.data.imagenet import names, wnids
 from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import BackendMissing, DataError
+from ofq_deploy.results.proof import ProofResult
 from tests.support.real_data import real
 
 DIGITS = tuple("0123456789")
@@ -393,4 +395,4 @@ def test_validate_takes_folders_by_the_names_of_a_class_file(
     assert [(row["label"], row["images"]) for row in result["by_class"]] == [("three", 2), ("five", 2)]
     assert len(result["first_batch_sha256"]) == 64
     assert result["preprocessing"]["size"] == 16
-    assert result["first_batch_sha256"][:16] in texts.validation_text(result)
+    assert result["first_batch_sha256"][:16] in texts.validation_text(convert(result, ProofResult))

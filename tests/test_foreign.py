@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from msgspec import convert
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -23,6 +24,7 @@ from ofq_deploy.errors import DataError, OfqError, OnnxFileError
 from ofq_deploy.model.file import parse_model, read_model
 from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results.foreign import ForeignResult
 from ofq_deploy.runtime_tests.proof.tensors import compare_tensors, half_quantized
 from tests.test_schemas import check
 
@@ -273,9 +275,11 @@ def test_a_healthy_model_passes_with_all_its_evidence(folder: Path) -> None:
     assert result["executed"]["integer"] > 0
     assert result["lint"]["findings"] == len(api.lint(folder / "qdq.onnx", target="ort-cpu"))
     assert result["preprocessing_from"] == "default for digits"
-    assert result["preprocessing"]["mean"] == (0.3,)
-    assert texts.foreign_text(result).endswith("\nPassed: " + result["verdict"].removeprefix("Passed: "))
-    assert result["first_batch_sha256"][:16] in texts.foreign_text(result)
+    assert result["preprocessing"]["mean"] == [0.3]
+    assert texts.validation_text(convert(result, ForeignResult)).endswith(
+        "\nPassed: " + result["verdict"].removeprefix("Passed: ")
+    )
+    assert result["first_batch_sha256"][:16] in texts.validation_text(convert(result, ForeignResult))
 
 
 def test_a_damaged_model_fails_and_names_the_tensor(folder: Path, tmp_path: Path) -> None:

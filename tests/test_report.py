@@ -30,6 +30,7 @@ from ofq_deploy.pages.charts import BINS, bars, distributions, intervals, ticks
 from ofq_deploy.pages.html import TEMPLATES
 from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results.kinds import decode
 from ofq_deploy.results.record import keep, to_json
 from ofq_deploy.results.verdicts import validation_verdict
 from ofq_deploy.targets import TARGETS
@@ -86,7 +87,7 @@ def _kept(run: Path, results: list[Result]) -> list[Path]:
     model = run / "model.portable.onnx"
     results[0]["model"] = results[1]["model"]["path"] = str(model)
     for result in results[:2]:
-        keep(result)
+        keep(decode(result))
     return sorted(run.glob("*.json"))
 
 
@@ -475,7 +476,7 @@ def test_results_are_kept_beside_models_of_runs_alone(results: list[Result], run
     outside = tmp_path / "outside"
     outside.mkdir()
     results[0]["model"] = str(outside / "model.onnx")
-    keep(results[0])
+    keep(decode(results[0]))
     assert list(outside.iterdir()) == []
 
 

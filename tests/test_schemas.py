@@ -4,6 +4,8 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import fields
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from jsonschema import Draft202012Validator, ValidationError
 from referencing import Registry, Resource
 
 from ofq_deploy import api
-from ofq_deploy.results.record import command_line, stamped, to_json
+from ofq_deploy.commands.requests import BenchRequest, DemoRequest, PackageRequest, Request, ValidateRequest
+from ofq_deploy.results.kinds import KINDS
+from ofq_deploy.results.record import to_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = ROOT / "ofq_deploy" / "results" / "schemas"
@@ -136,18 +140,30 @@ def test_a_field_that_is_not_described_is_a_fault(validation: dict[str, Any]) ->
         check({key: value for key, value in validation.items() if key != "verdict"})
 
 
-def test_the_page_is_made_from_the_schemas() -> None:
-    page = runpy.run_path(str(ROOT / "tools" / "schema_docs.py"))["page"]()
+def test_schemas_and_page_are_made_from_the_types() -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "schema_docs.py"))
+    texts = {name: json.dumps(schema, indent=2) + "\n" for name, schema in tool["documents"]().items()}
 
-    assert (ROOT / "docs" / "schema.md").read_text(encoding="utf-8") == page, "run: python tools/schema_docs.py"
+    assert {file.name: file.read_text() for file in SCHEMAS.glob("*.json")} == texts, "run: python tools/schema_docs.py"
+    assert (ROOT / "docs" / "schema.md").read_text() == tool["page"](), "run: python tools/schema_docs.py"
+
+
+def test_every_field_is_described() -> None:
+    def silent(node: Any, path: str) -> list[str]:
+        if isinstance(node, list):
+            return [found for entry in node for found in silent(entry, path)]
+        if not isinstance(node, dict):
+            return []
+        own = [f"{path}.{name}" for name, value in node.get("properties", {}).items() if not value.get("description")]
+        return own + [found for key, value in node.items() for found in silent(value, f"{path}.{key}")]
+
+    assert [found for name, document in _documents().items() for found in silent(document, name)] == []
 
 
 def test_every_command_has_a_schema() -> None:
-    from ofq_deploy.cli import app
+    from ofq_deploy.cli import COMMANDS
 
-    names = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-
-    assert names <= {file.name.split(".")[0] for file in SCHEMAS.glob("*.json")}
+    assert set(COMMANDS) == set(KINDS) - {"bench-gpu"}
 
 
 # The command line in a result.
@@ -156,20 +172,44 @@ def test_every_command_has_a_schema() -> None:
 def test_a_call_from_python_names_the_command_that_does_the_same(portable_model: Path) -> None:
     result = api.bench(portable_model, batches=(1, 2), seconds=0.0, threads=1)
 
-    assert result["command"] == f"ofq-deploy bench {portable_model} --batch 1 --batch 2 --threads 1 --seconds 0.0"
+    assert result["command"] == f"ofq-deploy bench {portable_model} --batch 1 --batch 2 --seconds 0.0"
 
 
 def test_command_lines_are_quoted_and_leave_out_what_was_not_asked() -> None:
-    given = {"subject": Path("a b.onnx"), "max_drop": 1.5, "golden": None, "profile": False, "report": object()}
+    subject, place = Path("a b.onnx"), Path("served")
+    lines = {
+        ValidateRequest(subject=subject, max_drop=1.5): "validate 'a b.onnx' --max-drop 1.5",
+        ValidateRequest(run=Path("r")): "validate --run r",
+        BenchRequest(seconds=1.0, profile=True): "bench --seconds 1.0 --profile",
+        BenchRequest(batches=(1, 2), affinity=(0, 2)): "bench --batch 1 --batch 2 --affinity 0,2",
+        BenchRequest(threads=0): "bench --threads 0",
+        PackageRequest(model=subject, kind="ort", output=place, force=True): "package 'a b.onnx' --for ort -o served",
+        DemoRequest(): "demo",
+        DemoRequest(output=Path("x")): "demo -o x",
+    }
 
-    assert command_line("validate", given) == "ofq-deploy validate 'a b.onnx' --max-drop 1.5"
-    assert command_line("bench", {"seconds": 1.0, "profile": True}) == "ofq-deploy bench --seconds 1.0 --profile"
-    assert command_line("bench", {"batches": range(1, 3), "affinity": (0, 2)}) == (
-        "ofq-deploy bench --batch 1 --batch 2 --affinity 0,2"
-    )
+    assert {request: request.line() for request in lines} == {key: f"ofq-deploy {line}" for key, line in lines.items()}
+
+
+@pytest.mark.parametrize("kind", Request.__subclasses__(), ids=lambda kind: kind.command)
+def test_python_and_command_line_have_the_defaults_of_the_request(kind: type[Request]) -> None:
+    """What is no field of it is how the result is told."""
+    from ofq_deploy.cli import COMMANDS
+
+    expected = {field.name: field.default for field in fields(kind)}
+    for function in (COMMANDS[kind.command], getattr(api, COMMANDS[kind.command].__name__, None)):
+        given = {} if function is None else {name: p.default for name, p in signature(function).parameters.items()}
+        given |= {"batches": given["batch"] or (1,)} if "batch" in given else {}
+        given |= {"affinity": given["affinity"] or ()} if "affinity" in given else {}
+        shared = {
+            name: default for name, default in given.items() if name in expected and default is not Parameter.empty
+        }
+        if kind is DemoRequest:
+            shared.pop("output", None)
+        assert shared == {name: expected[name] for name in shared}
 
 
 def test_numbers_that_json_does_not_have_become_null() -> None:
-    result = stamped("lint", "ofq-deploy lint", {"faults": [{"worst": float("inf")}, float("nan"), (1.5, "x")]})
+    table = {"tolerance": float("inf"), "tensors": [float("nan"), (1.5, "x")]}
 
-    assert json.loads(to_json(result))["faults"] == [{"worst": None}, None, [1.5, "x"]]
+    assert json.loads(to_json(table)) == {"tolerance": None, "tensors": [None, [1.5, "x"]]}

@@ -354,13 +354,13 @@ def test_doctor_says_what_bench_would(monkeypatch: pytest.MonkeyPatch, present: 
     monkeypatch.setattr("ofq_deploy.commands.doctor.find_spec", lambda name: object())
     monkeypatch.setattr("ofq_deploy.commands.doctor._has_nvidia_gpu", lambda: present)
 
-    found = examine()["backends"]
+    found = examine().backends
 
-    assert {name for name, entry in found.items() if entry["ready"]} == (
+    assert {name for name, entry in found.items() if entry.ready} == (
         set(found) if present else {"ort-cpu", "openvino"}
     )
     if not present:
-        assert "ofq-deploy check MODEL --target tensorrt" in found["tensorrt"]["install"]
+        assert "ofq-deploy check MODEL --target tensorrt" in found["tensorrt"].install
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="there is a GPU")

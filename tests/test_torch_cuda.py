@@ -15,16 +15,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
+from msgspec import convert, structs
 
 from ofq_deploy import api
-from ofq_deploy.cli.texts import gpu_bench_text
+from ofq_deploy.cli.speed_texts import gpu_bench_text
 from ofq_deploy.errors import UnsupportedByTarget
 from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.model.graph import Graph
 from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe, override
+from ofq_deploy.results.bench_gpu import BenchGpuResult
 from ofq_deploy.runtime_tests.runners import cuda
 from ofq_deploy.runtime_tests.speed import torch_cuda
 from ofq_deploy.runtime_tests.speed.int8_block import Block, check_block, check_int8, product
@@ -176,7 +177,9 @@ def test_what_the_command_tells_of_it(tiny_run: Path, ort_model: Path, monkeypat
 
     assert result["schema"] == "ofq-deploy/bench-gpu/1"
     assert result["model"]["path"] == str(ort_model)
-    assert gpu_bench_text(result).startswith(f"{ort_model} on NVIDIA H100, compute capability 9.0, driver unknown\n")
+    assert gpu_bench_text(convert(result, BenchGpuResult)).startswith(
+        f"{ort_model} on NVIDIA H100, compute capability 9.0, driver unknown\n"
+    )
     assert "Speed in torch-cuda on a GPU" in page
     assert all(f"{row['p50']:.3f}" in page for role in ("model", "baseline") for row in result[role]["latency_ms"])
 

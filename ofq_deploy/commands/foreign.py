@@ -1,19 +1,22 @@
 """What `validate` does with a model from elsewhere: it is compared with the float model that it was quantized from."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ofq_deploy.commands.requests import ValidateRequest
 from ofq_deploy.data.classes import Classes, read_classes
 from ofq_deploy.data.datasets import digits_preprocessing, folder_preprocessing, load_dataset
 from ofq_deploy.data.images import Preprocessing, read_preprocessing
 from ofq_deploy.errors import DataError, OnnxFileError
 from ofq_deploy.model.file import ModelFile, OnnxFile
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results.foreign import ForeignResult
+from ofq_deploy.results.record import stamped
 
 if TYPE_CHECKING:
     from ofq_deploy.runtime_tests.proof.accuracy import Accuracy
@@ -36,21 +39,14 @@ class Signature:
     batch: int | None
 
 
-def validate_foreign(
-    model: OnnxFile,
-    reference: OnnxFile,
-    data: str | None,
-    classes: Path | None,
-    preprocessing: Path | None,
-    max_drop: float | None,
-    tolerance: float | None,
-    images: int,
-    backend: str,
-    report: Reporter,
-) -> dict[str, Any]:
-    """See ofq_deploy.api.validate."""
+def validate_foreign(request: ValidateRequest, floats_path: Path, report: Reporter) -> ForeignResult:
+    """What `validate` does with a model from elsewhere and the float model that it was quantized from."""
+    from ofq_deploy.runs.subject import model_file
     from ofq_deploy.runtime_tests.proof.accuracy import measure_accuracy, paired
 
+    reference = OnnxFile(floats_path)
+    model = OnnxFile(model_file(request.subject).path, made_from=reference)
+    data, backend, max_drop = request.data, request.backend, request.max_drop
     if data is None:
         raise DataError("a model from elsewhere does not name its data; pass --data NAME|PATH")
     signature, floats = _signature(model, "model"), _signature(reference, "reference")
@@ -63,9 +59,9 @@ def validate_foreign(
             f"the reference has the fixed batch size {floats.batch}, the model {signature.batch}; expected the same"
         )
     described = _described(model) or _described(reference)
-    how, source = _preprocessing(preprocessing, described, signature, data)
+    how, source = _preprocessing(request.preprocessing, described, signature, data)
     known = Classes.of(described.labels) if described else Classes.unnamed(signature.classes)
-    known = read_classes(classes, known) if classes else known
+    known = read_classes(request.classes, known) if request.classes else known
     test = load_dataset(data, signature.size, how, known).test
     if max_drop is not None and not test.labelled:
         raise DataError(f"{data} has no labels, and --max-drop needs them; expected one folder of images per class")
@@ -77,7 +73,7 @@ def validate_foreign(
         "backend": backend,
         "data": data,
         "test_images": len(test),
-        "preprocessing": asdict(how),
+        "preprocessing": how,
         "preprocessing_from": source,
         "first_batch_sha256": test.first_batch_sha256(),
         "accuracy": own.table(),
@@ -87,24 +83,26 @@ def validate_foreign(
         "against_float": paired(own, theirs),
         "by_class": _by_class(own, theirs, known.labels),
     }
-    allowed = TOLERANCE if tolerance is None else tolerance
+    allowed = TOLERANCE if request.tolerance is None else request.tolerance
     batch = signature.batch or floats.batch or 1
-    result |= _executed(model, backend) | _tensors(model, reference, test.spread(images), batch, allowed, report)
+    result |= _executed(model, backend) | _tensors(
+        model, reference, test.spread(request.images), batch, allowed, report
+    )
     if own.top1 is not None and theirs.top1 is not None:
         result["drop_points"] = theirs.top1 - own.top1
     faults = []
-    if result["first_beyond_tolerance"] is not None:
-        first = result["first_beyond_tolerance"]
+    if (first := result["first_beyond_tolerance"]) is not None:
         faults.append(
-            f"{first['name']} is the first tensor off by more than {allowed:g}: by {first['error']:.3g}, "
-            f"the gain of one channel by {first['gain_error']:.3g}"
+            f"{first.name} is the first tensor off by more than {allowed:g}: by {first.error:.3g}, "
+            f"the gain of one channel by {first.gain_error:.3g}"
         )
     if max_drop is not None and result["drop_points"] > max_drop:
         faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
     verdict = f"Failed: {'; '.join(faults)}."
     if not faults:
         verdict = "Passed: every operator computes what the reference's does, within the tolerance."
-    return result | {"passed": not faults, "faults": faults, "verdict": verdict}
+    result |= {"passed": not faults, "faults": faults, "verdict": verdict}
+    return stamped(ForeignResult, request.line(), result)
 
 
 def _signature(file: OnnxFile, role: str) -> Signature:
@@ -180,7 +178,7 @@ def _executed(model: OnnxFile, backend: str) -> dict[str, Any]:
     if target:
         found = Counter(finding.rule for finding in lint(model, target))
         told = {"target": target, "findings": found.total(), "rules": dict(sorted(found.items()))}
-    return {"executed": asdict(executed_operators(backend, model)), "lint": told}
+    return {"executed": executed_operators(backend, model), "lint": told}
 
 
 def _tensors(
@@ -193,10 +191,10 @@ def _tensors(
     found = compare_tensors(own, reference.proto, images, report, batch)
     first = next((entry for entry in found if entry.exceeds(tolerance)), None)
     return {
-        "half_quantized": [asdict(entry) for entry in half_quantized(own)],
+        "half_quantized": half_quantized(own),
         "tolerance": tolerance,
         "images_compared": len(images),
-        "tensors": [asdict(entry) for entry in found],
-        "first_beyond_tolerance": None if first is None else asdict(first),
-        "worst_tensor": asdict(max(found, key=lambda entry: max(entry.error, entry.gain_error))),
+        "tensors": found,
+        "first_beyond_tolerance": first,
+        "worst_tensor": max(found, key=lambda entry: max(entry.error, entry.gain_error)),
     }

@@ -1,33 +1,42 @@
 """What `inspect` does: describe the layers of a model, or of the model that a run would export."""
 
 from pathlib import Path
-from typing import Any
 
 from ofq_deploy.commands.build import build_model
+from ofq_deploy.commands.requests import InspectRequest
 from ofq_deploy.model.contents import contents
 from ofq_deploy.model.file import describe, lengthen
 from ofq_deploy.model.frozen import load_frozen
+from ofq_deploy.results.models import InspectResult
+from ofq_deploy.results.record import Table, stamped
 from ofq_deploy.runs.folder import load_run, newest_run
 from ofq_deploy.runs.subject import Subject, exported_models, find
 from ofq_deploy.targets import DEFAULT
 
 
-def inspect_subject(subject: str | Path | None) -> dict[str, Any]:
+def inspect(request: InspectRequest) -> InspectResult:
     """See ofq_deploy.api.inspect."""
-    path = Path(subject) if subject is not None else newest_run().path
+    path = request.subject if request.subject is not None else newest_run().path
     if not path.is_dir():
-        return inspect_model(find(path))
-    newest = next(exported_models(path), None)
-    return _inspect_run(path) if newest is None else inspect_model(Subject(newest))
+        parts = _of_model(find(path))
+    else:
+        newest = next(exported_models(path), None)
+        parts = _of_run(path) if newest is None else _of_model(Subject(newest))
+    return stamped(InspectResult, request.line(), parts)
 
 
-def inspect_model(subject: Subject) -> dict[str, Any]:
-    """A model file, with the ranges of its steps where its frozen file is found."""
+def inspect_model(subject: Subject) -> InspectResult:
+    """A model that is open already."""
+    return stamped(InspectResult, InspectRequest(subject=subject.path).line(), _of_model(subject))
+
+
+def _of_model(subject: Subject) -> Table:
+    """With the ranges of its steps where its frozen file is found."""
     table = contents(subject.file.proto, subject.model, subject.frozen)
     return table | {"model": str(subject.path), "model_sha256": subject.file.sha256}
 
 
-def _inspect_run(path: Path) -> dict[str, Any]:
+def _of_run(path: Path) -> Table:
     """The model that a run would export, from the graph: nothing is written."""
     from ofq_deploy.export.write import finish
 

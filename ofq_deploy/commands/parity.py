@@ -1,13 +1,15 @@
 """What `parity` does: open two runners of one model, compare them code by code, and pass a verdict."""
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ofq_deploy.commands.requests import ParityRequest
 from ofq_deploy.commands.validate import frozen_of, test_split
 from ofq_deploy.errors import BackendMissing, RunError, UnsupportedByTarget
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results.proof import ParityResult
+from ofq_deploy.results.record import stamped
+from ofq_deploy.results.verdicts import parity_verdict
 from ofq_deploy.runs.subject import Subject, find
 from ofq_deploy.runtime_tests.runners.registry import find_opening
 
@@ -17,52 +19,44 @@ if TYPE_CHECKING:
 WITNESSES = ("torch", "oracle")  # which compute the taps from the run and the frozen file, not from the model's
 
 
-def compare_two(
-    subject: str | Path | None,
-    leader: str,
-    follower: str,
-    run: Path | None,
-    data: str | None,
-    images: int,
-    report: Reporter,
-) -> dict[str, Any]:
+def parity(request: ParityRequest, report: Reporter) -> ParityResult:
     """See ofq_deploy.api.parity."""
     from ofq_deploy.runtime_tests.proof.compare import compare_operators, first_divergences
 
+    leader, follower = request.leader, request.follower
     if leader == follower:
         raise UnsupportedByTarget(f"{leader} cannot be compared with itself; pass another --leader or --follower")
     for name in (leader, follower):
         if not _is_witness(name):
             find_opening(name, WITNESSES)
-    found = find(subject, run)
+    found = find(request.subject, request.run)
     frozen = frozen_of(found, *(name for name in (leader, follower) if not _is_witness(name)))
-    _, test = test_split(found, frozen, data, None)
-    batch = test.spread(images)
+    _, test = test_split(found, frozen, request.data, None)
+    batch = test.spread(request.images)
     with _open_witness(leader, found, frozen) as first, _open_witness(follower, found, frozen) as second:
         rows = compare_operators(frozen, first, [second], batch, report, directly=True)
         own, other = (runner.infer({"image": batch}) for runner in (first, second))
         divergences = first_divergences(frozen, first.metadata, own, second.metadata, other, batch)
-        runners = {role: asdict(runner.metadata) for role, runner in (("leader", first), ("follower", second))}
+        runners = {"leader": first.metadata, "follower": second.metadata}
     faults = [f"{row.follower} against {row.reference}: {fault}" for row in rows for fault in row.faults()]
     faults += [
         f"free run: image {entry.image} parts at {entry.operator}, and not by a tie"
         for entry in divergences
         if not entry.is_tie
     ][:5]
-    return {
+    parts = {
         "model": str(found.path),
         "model_sha256": found.file.sha256,
         "leader": leader,
         "follower": follower,
-        "runners": {
-            role: {k: v for k, v in row.items() if k not in ("inputs", "outputs")} for role, row in runners.items()
-        },
+        "runners": runners,
         "images": len(batch),
         "parity": [row.table() for row in rows],
-        "free_run": {"images": len(batch), "divergences": [asdict(entry) for entry in divergences]},
+        "free_run": {"images": len(batch), "divergences": divergences},
         "passed": not faults,
         "faults": faults,
     }
+    return stamped(ParityResult, request.line(), parts | {"verdict": parity_verdict(parts)})
 
 
 def _is_witness(name: str) -> bool:

@@ -1,53 +1,70 @@
 """From what lies in a folder to its report and model cards."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ofq_deploy.commands.inspect import inspect_model
+from ofq_deploy.commands.requests import ReportRequest
 from ofq_deploy.errors import DataError, OnnxFileError, OutputError, RunError
 from ofq_deploy.files import refuse_existing, sha256, write_text
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.card import card_path, refuse_other_card, write_card
 from ofq_deploy.pages.report import SHOWN, render
 from ofq_deploy.progress import Reporter
-from ofq_deploy.results.record import Result, command_line, command_of, model_of, read_results, stamped
+from ofq_deploy.results.fields import Result
+from ofq_deploy.results.golden import GoldenResult
+from ofq_deploy.results.machine import ReportResult
+from ofq_deploy.results.models import InspectResult
+from ofq_deploy.results.record import model_file, moved, read_results, stamped
 from ofq_deploy.runs.folder import newest_run
 from ofq_deploy.runs.subject import Subject, exported_models
 
 
-def report_folder(subject: Path | None, output: Path | None, force: bool, say: Reporter) -> dict[str, Any]:
+def report(request: ReportRequest, say: Reporter) -> ReportResult:
     """See ofq_deploy.api.report."""
-    folder = newest_run().path if subject is None else subject
+    folder = newest_run().path if request.subject is None else request.subject
     if not folder.is_dir():
         raise RunError(f"{folder} is no folder; expected a run folder or a folder with results of -o")
-    page = output or folder / "report.html"
-    refuse_existing(page, force)
-    results = _current(_checked(folder), folder, say)
-    if not any("verdict" in result for result in results):
+    path = request.output or folder / "report.html"
+    refuse_existing(path, request.force)
+    results = _current(read_results(folder, SHOWN), folder, say)
+    if all(isinstance(result, InspectResult) for result in results):
         raise DataError(
             f"{folder} holds no result of validate or bench; make one with: ofq-deploy validate, ofq-deploy bench"
         )
     models = {file.path: file for file in exported_models(folder)}
-    about: dict[Path, list[Result]] = {path: [] for path in sorted(models)}
+    about: dict[Path, list[Result]] = {model: [] for model in sorted(models)}
     for result in results:
-        about.get(Path(model_of(result)), []).append(result)
+        about.get(Path(model_file(result)[0]), []).append(result)
     cards = []
-    for path, known in about.items():
-        contents = _contents(models[path])
-        if not any(command_of(result) == "inspect" for result in known):
+    for model, known in about.items():
+        contents = inspect_model(Subject(models[model]))
+        if not any(isinstance(result, InspectResult) for result in known):
             results.append(contents)
-        if _refresh(models[path], contents, known, say):
-            cards.append(str(card_path(path)))
-    write_text(page, render(f"ofq-deploy report: {folder.resolve().name}", results), force)
-    return {"report": str(page), "results": len(results), "cards": cards}
+        if _refresh(models[model], contents, known, say):
+            cards.append(str(card_path(model)))
+    write_text(path, page(f"ofq-deploy report: {folder.resolve().name}", results), request.force)
+    return stamped(ReportResult, request.line(), {"report": str(path), "results": len(results), "cards": cards})
 
 
-def _refresh(file: OnnxFile, contents: Result, results: list[Result], say: Reporter) -> bool:
+def page(title: str, results: Sequence[Result], note: str = "") -> str:
+    """The HTML page about some results."""
+    return render(title, [msgspec.to_builtins(result) for result in results], note)
+
+
+def update_card(file: OnnxFile, contents: InspectResult, results: Sequence[Result]) -> None:
+    """Write the card of a model that lies in its run folder."""
+    write_card(file, msgspec.to_builtins(contents), [msgspec.to_builtins(result) for result in results])
+
+
+def _refresh(file: OnnxFile, contents: InspectResult, results: list[Result], say: Reporter) -> bool:
     """Write a model's card anew; False where another file or a closed folder is in the way."""
     try:
         refuse_other_card(file.path, force=False)
-        write_card(file, contents, results)
+        update_card(file, contents, results)
     except OutputError as error:
         say.say(str(error))
         return False
@@ -56,35 +73,11 @@ def _refresh(file: OnnxFile, contents: Result, results: list[Result], say: Repor
 
 def write_page(path: Path, result: Result, force: bool) -> None:
     """The page about one result, and about the model's layers."""
-    name = Path(model_of(result) or str(result.get("run", ""))).name
-    model, shown = Path(model_of(result)), [result]
+    model, shown = Path(model_file(result)[0]), [result]
+    name = Path(result.run).name if isinstance(result, GoldenResult) else model.name
     with suppress(OnnxFileError):  # from elsewhere
-        shown += [_contents(OnnxFile(model))] if model.is_file() else []
-    write_text(path, render(f"ofq-deploy report: {name}", shown), force)
-
-
-def _contents(file: OnnxFile) -> Result:
-    """What `inspect` says of a model."""
-    return stamped("inspect", command_line("inspect", {"subject": file.path}), inspect_model(Subject(file)))
-
-
-def _checked(folder: Path) -> dict[Path, Result]:
-    """The results of a folder that a report shows, each of which could be shown alone."""
-    found = {}
-    for file, result in read_results(folder).items():
-        command, _, version = str(result["schema"]).removeprefix("ofq-deploy/").partition("/")
-        if command not in SHOWN:
-            continue
-        if version != "1":
-            raise DataError(f"{file} has schema {result['schema']}, this version reads ofq-deploy/{command}/1")
-        try:
-            render("", [result])
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            raise DataError(
-                f"{file} is no whole result of {command} ({error!r}); make it again, or remove it"
-            ) from error
-        found[file] = result
-    return found
+        shown += [inspect_model(Subject(OnnxFile(model)))] if model.is_file() else []
+    write_text(path, page(f"ofq-deploy report: {name}", shown), force)
 
 
 def _current(found: dict[Path, Result], folder: Path, say: Reporter) -> list[Result]:
@@ -93,14 +86,12 @@ def _current(found: dict[Path, Result], folder: Path, say: Reporter) -> list[Res
     """
     results = []
     for file, result in found.items():
-        model = folder / Path(model_of(result)).name
-        measured = command_of(result) in ("bench", "bench-gpu")
-        entry = result["model"] if measured else result
-        digest = entry.get("sha256" if measured else "model_sha256")
+        path, digest = model_file(result)
+        model = folder / Path(path).name
         if model.is_file() and digest is not None:
             if digest != sha256(model):
                 say.say(f"{file} is about another {model.name} than the one beside it and is left out; make it again")
                 continue
-            entry["path" if measured else "model"] = str(model)
+            result = moved(result, str(model))
         results.append(result)
     return results

@@ -4,33 +4,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ofq_deploy.commands.requests import ImportRequest, TrainRequest
 from ofq_deploy.errors import DataError, ModelError, RecipeError
 from ofq_deploy.files import refuse_existing, replacing
 from ofq_deploy.model.frozen import Frozen, save_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Recipe, dump_toml, load_recipe, override
+from ofq_deploy.results.models import ImportResult, TrainResult
+from ofq_deploy.results.record import stamped
 from ofq_deploy.runs.folder import RUNS, write_manifest
 
 if TYPE_CHECKING:
     from ofq_deploy.data.datasets import Dataset
 
 
-def train_run(
-    recipe: str | Path | Recipe,
-    output: Path | None,
-    overrides: dict[str, Any],
-    device: str,
-    force: bool,
-    report: Reporter,
-) -> Path:
+def train(request: TrainRequest, report: Reporter) -> TrainResult:
     """See ofq_deploy.api.train."""
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    chosen = override(chosen, overrides)
+    chosen = request.recipe if isinstance(request.recipe, Recipe) else load_recipe(request.recipe)
+    chosen = override(chosen, request.overrides or {})
     for key, value in (("data", chosen.data), ("init", chosen.init)):
         if value and value != "digits" and Path(value).exists():
             chosen = override(chosen, {key: str(Path(value).resolve())})  # for later commands, from anywhere
-    path = output or RUNS / chosen.name
-    refuse_existing(path, force)
+    path = request.output or RUNS / chosen.name
+    refuse_existing(path, request.force)
 
     import torch
     from safetensors.torch import save
@@ -41,7 +37,7 @@ def train_run(
     from ofq_deploy.train.loop.teacher import float_teacher
     from ofq_deploy.train.sources.timm_weights import model_of, read_weights
 
-    device = _device(device)
+    device = _device(request.device)
     weights = None
     if chosen.init:
         weights = read_weights(Path(chosen.init))
@@ -56,7 +52,7 @@ def train_run(
     threads = torch.get_num_threads()
     torch.set_num_threads(chosen.threads or threads)
     try:
-        with replacing(path, force) as folder:
+        with replacing(path, request.force) as folder:
             folder.mkdir()
             metrics = folder / "metrics.jsonl"
             metrics.touch()
@@ -76,16 +72,14 @@ def train_run(
     finally:
         torch.set_num_threads(threads)
     report.say(f"{chosen.name}: test top-1 {results['test_top1']:.2f} % (float {results['teacher_test_top1']:.2f} %)")
-    return path
+    return stamped(TrainResult, request.line(), {"run": str(path), **results})
 
 
-def import_run(
-    source: Path, weight_bits: int | None, act_bits: int | None, ema: bool, output: Path | None, force: bool
-) -> Path:
+def import_checkpoint(request: ImportRequest) -> ImportResult:
     """See ofq_deploy.api.import_checkpoint."""
-    name = source.name.split(".")[0] or "imported"
-    path = output or RUNS / name
-    refuse_existing(path, force)
+    name = request.checkpoint.name.split(".")[0] or "imported"
+    path = request.output or RUNS / name
+    refuse_existing(path, request.force)
 
     from safetensors.torch import save
 
@@ -95,18 +89,18 @@ def import_run(
     from ofq_deploy.train.sources.official import load_official
     from ofq_deploy.train.sources.unpickle import read_checkpoint
 
-    official = load_official(read_checkpoint(source, ema), weight_bits, act_bits)
+    official = load_official(read_checkpoint(request.checkpoint, request.ema), request.weight_bits, request.act_bits)
     classes = len(official.latent["head.bias"])
     known = classes == imagenet.CLASSES == len(imagenet.names())
     labels = imagenet.names() if known else tuple(map(str, range(classes)))
     how = folder_preprocessing(official.base.image_size)
     frozen = freeze_model(official.model, official.quantization, how, labels)
     recipe = Recipe(name=name, data="", model=official.base, quantization=official.quantization)
-    with replacing(path, force) as folder:
+    with replacing(path, request.force) as folder:
         folder.mkdir()
         (folder / "metrics.jsonl").touch()
         _fill_run(folder, recipe, save(official.model.state_dict()), save(official.latent), frozen, {})
-    return path
+    return stamped(ImportResult, request.line(), {"run": str(path)})
 
 
 def _fill_run(

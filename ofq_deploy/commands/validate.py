@@ -1,16 +1,21 @@
 """What `validate` does: gather the witnesses, prove, measure, and pass a verdict."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ofq_deploy.commands.build import float_model
+from ofq_deploy.commands.requests import ValidateRequest
 from ofq_deploy.data.classes import Classes, read_classes
 from ofq_deploy.data.datasets import Split, load_dataset
 from ofq_deploy.errors import DataError, OnnxFileError, RunError, UnsupportedByTarget
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
+from ofq_deploy.results.foreign import ForeignResult
+from ofq_deploy.results.golden import GoldenResult
+from ofq_deploy.results.proof import ProofResult
+from ofq_deploy.results.record import stamped
+from ofq_deploy.results.verdicts import validation_verdict
 from ofq_deploy.runs.folder import Run
 from ofq_deploy.runs.subject import Subject, find
 from ofq_deploy.runtime_tests.runners.registry import BACKENDS, proves
@@ -22,20 +27,32 @@ if TYPE_CHECKING:
 FREE_RUN_BUDGET = 2e9  # multiplications that the float64 oracle may spend on free runs (some seconds)
 
 
-def validate_model(
-    subject: str | Path | None,
-    run: Path | None,
-    data: str | None,
-    classes: Path | None,
-    max_drop: float | None,
-    images: int,
-    backend: str,
-    report: Reporter,
-) -> dict[str, Any]:
-    """See ofq_deploy.api.validate."""
+def validate(request: ValidateRequest, report: Reporter) -> ProofResult | GoldenResult | ForeignResult:
+    """See ofq_deploy.api.validate; DataError for options of different comparisons."""
+    if request.golden is not None:
+        from ofq_deploy.commands.golden import validate_golden
+
+        return validate_golden(request, request.golden, report)
+    for option, value in (("--max-drop", request.max_drop), ("--tolerance", request.tolerance)):
+        if value is not None and not value >= 0:  # as nothing exceeds a NaN
+            raise DataError(f"{option} is {value:g}; expected a number from 0")
+    if request.reference is not None:
+        from ofq_deploy.commands.foreign import validate_foreign
+
+        if request.run is not None:
+            raise DataError("a model is compared with its --reference or proven by its --run; leave one out")
+        return validate_foreign(request, request.reference, report)
+    if request.preprocessing is not None or request.tolerance is not None:
+        raise DataError("--preprocessing and --tolerance are for models from elsewhere; pass --reference FP32.onnx too")
+    return validate_model(request, report)
+
+
+def validate_model(request: ValidateRequest, report: Reporter) -> ProofResult:
+    """What `validate` does with a model of ours."""
     from ofq_deploy.runtime_tests.proof.accuracy import by_class, measure_accuracy, paired
 
-    found = find(subject, run, lambda target: proves(backend, target))
+    backend, max_drop = request.backend, request.max_drop
+    found = find(request.subject, request.run, lambda target: proves(backend, target))
     _refuse_foreign(found.file)
     frozen = frozen_of(found, backend)
     if max_drop is not None and found.run is None:
@@ -43,8 +60,8 @@ def validate_model(
     if max_drop is not None and found.run is not None and not found.run.recipe.data:
         raise RunError(f"{found.run.path} was imported: it has no float model to drop from; leave --max-drop out")
     known = Classes.of(frozen.labels)
-    known = read_classes(classes, known) if classes else known
-    chosen, test = test_split(found, frozen, data, known)
+    known = read_classes(request.classes, known) if request.classes else known
+    chosen, test = test_split(found, frozen, request.data, known)
     if max_drop is not None and not test.labelled:
         raise DataError(f"{chosen} has no labels, and --max-drop needs them; expected one folder of images per class")
     student = None
@@ -52,10 +69,10 @@ def validate_model(
         from ofq_deploy.train.reference import load_student
 
         student = load_student(found.run, frozen)
-    proof = _prove(found, frozen, student, test, images, backend, report)
+    proof = _prove(found, frozen, student, test, request.images, backend, report)
     accuracy = measure_accuracy(found.file, test, report, backend)
     result = _summary(found, proof, accuracy, backend) | {"data": chosen, "test_images": len(test)}
-    result |= {"preprocessing": asdict(frozen.preprocessing), "first_batch_sha256": test.first_batch_sha256()}
+    result |= {"preprocessing": frozen.preprocessing, "first_batch_sha256": test.first_batch_sha256()}
     result |= {"accuracy": accuracy.table(), "by_class": by_class(accuracy, known.labels)}
     faults = _metadata_faults(found, frozen) + proof.faults()
     if found.run is not None:
@@ -66,7 +83,8 @@ def validate_model(
             result["drop_points"] = reference.top1 - accuracy.top1
         if max_drop is not None and result["drop_points"] > max_drop:
             faults.append(f"top-1 drops by {result['drop_points']:.2f} points, allowed are {max_drop:g}")
-    return result | {"passed": not faults, "faults": faults}
+    result |= {"passed": not faults, "faults": faults}
+    return stamped(ProofResult, request.line(), result | {"verdict": validation_verdict(result)})
 
 
 def _refuse_foreign(file: OnnxFile) -> None:
@@ -168,7 +186,7 @@ def _summary(found: Subject, proof: "Proof", accuracy: "Accuracy", backend: str)
         "parity": [entry.table() for entry in operators],
         "free_run": {
             "images": free.images,
-            "divergences": [asdict(divergence) for divergence in free.divergences],
+            "divergences": free.divergences,
             "codes_between_optimization_levels": free.levels_compared,
             "codes_differing_between_levels": free.levels_differing,
         },
@@ -218,20 +236,3 @@ def _float_accuracy(run: Run, test: Split, report: Reporter) -> "Accuracy":
 
     with float_model(run) as file:
         return measure_accuracy(file, test, report, name="the float model")
-
-
-def validate_golden(subject: str | Path | None, golden: Path, report: Reporter) -> dict[str, Any]:
-    """See ofq_deploy.api.validate."""
-    from ofq_deploy.model.frozen import load_frozen
-    from ofq_deploy.runs.folder import load_run, newest_run
-    from ofq_deploy.runtime_tests.proof.golden import compare_golden, load_golden
-    from ofq_deploy.train.reference import load_student, weight_units
-
-    expected = load_golden(golden)
-    run = newest_run() if subject is None else load_run(Path(subject))
-    frozen = load_frozen(run.file("frozen.safetensors"))
-    return {
-        "run": str(run.path),
-        "golden": str(golden),
-        **compare_golden(frozen, expected, weight_units(load_student(run, frozen)), report),
-    }

@@ -11,7 +11,8 @@ from ofq_deploy.errors import OutputError
 from ofq_deploy.files import write_text
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.html import percent, template
-from ofq_deploy.results.record import Result, command_of
+from ofq_deploy.results.record import Table as Result
+from ofq_deploy.results.record import command_of
 from ofq_deploy.runtime_tests.runners.registry import DEFAULT, backend_of
 from ofq_deploy.targets import Target
 

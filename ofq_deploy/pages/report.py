@@ -9,7 +9,8 @@ from typing import Any
 from ofq_deploy.pages import charts, sections, speed_sections
 from ofq_deploy.pages.html import percent, template
 from ofq_deploy.pages.speed_sections import FLOAT, ratio, role_name
-from ofq_deploy.results.record import Result, command_of, model_of
+from ofq_deploy.results.record import Table as Result
+from ofq_deploy.results.record import command_of, model_of
 from ofq_deploy.targets import TARGETS
 
 SHOWN = ("validate", "parity", "bench", "bench-gpu", "inspect")

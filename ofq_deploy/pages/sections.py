@@ -6,7 +6,7 @@ from typing import Any
 
 from ofq_deploy.pages.html import percent
 from ofq_deploy.pages.speed_sections import FLOAT
-from ofq_deploy.results.record import Result
+from ofq_deploy.results.record import Table as Result
 
 CLASSES = 20  # shown, the worst of them
 Row = tuple[str, float, tuple[float, float] | None, str]

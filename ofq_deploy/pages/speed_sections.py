@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ofq_deploy.pages.html import plain
-from ofq_deploy.results.record import Result
+from ofq_deploy.results.record import Table as Result
 from ofq_deploy.runs.folder import FLOAT_MODEL
 
 FLOAT = "float model"

@@ -1,86 +1,75 @@
-"""Results as JSON objects: what each of them carries, where they are kept, how they are found again.
+"""Results as JSON: what each of them carries, where they are kept, how they are found again.
 
-Every result names its schema (`ofq-deploy/<command>/1`, see ofq_deploy/schemas; `bench` has another one on GPUs), the
+Every result names its schema (`ofq-deploy/<command>/1`, see ofq_deploy/results/schemas; `bench` has another one on GPUs), the
 environment that it was made in and the command line that makes it again.
 """
 
-import inspect
 import json
-import shlex
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import suppress
-from functools import wraps
 from math import isfinite
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, TypeVar
+
+import msgspec
 
 from ofq_deploy.environment import environment
-from ofq_deploy.errors import OutputError
+from ofq_deploy.errors import DataError, OutputError
 from ofq_deploy.files import write_text
+from ofq_deploy.results.bench import BenchResult
+from ofq_deploy.results.bench_gpu import BenchGpuResult
+from ofq_deploy.results.fields import Result
+from ofq_deploy.results.foreign import ForeignResult
+from ofq_deploy.results.kinds import decode
+from ofq_deploy.results.models import InspectResult
+from ofq_deploy.results.proof import ParityResult, ProofResult
 from ofq_deploy.runs.folder import is_run
 
-Result = dict[str, Any]
-Arguments = ParamSpec("Arguments")
-OPTIONS = {"batches": "batch"}  # parameters of the functions that are named otherwise on the command line
-LISTS = ("affinity",)  # those that take all values at once, as 0,1
+Table = dict[str, Any]  # a result as a JSON object
+Kind = TypeVar("Kind", bound=Result)
+
+VERSION = "1"  # of every schema
 
 
-def stamped(command: str, line: str, result: Result) -> Result:
-    """A result with its schema, the command's unless it names one, its environment and the command line that makes it
-    again.
-    """
-    stamp = {"schema": result.get("schema", f"ofq-deploy/{command}/1"), "command": line}
-    return stamp | {"environment": environment()} | result | stamp
+def stamped(kind: type[Kind], command: str, parts: Table) -> Kind:
+    """A result of the command line `command`, made here, from its other fields: tables, dataclasses and plain values."""
+    stamp = {"command": command, "environment": environment()}
+    return msgspec.convert(stamp | parts, kind, from_attributes=True)
 
 
-def result_of(command: str) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """A decorator that stamps what a function returns, with the command line that does what the call did."""
-
-    def decorate(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        signature = inspect.signature(function)
-
-        @wraps(function)
-        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            given = signature.bind(*args, **kwargs).arguments
-            return stamped(command, command_line(command, given), function(*args, **kwargs))
-
-        return call
-
-    return decorate
-
-
-def command_line(command: str, given: dict[str, Any]) -> str:
-    """`ofq-deploy bench m.onnx --batch 1 --batch 8`: the first argument by place, the others by name."""
-    words = ["ofq-deploy", command]
-    for place, (name, value) in enumerate(given.items()):
-        option = (
-            [] if place == 0 and name in ("subject", "model") else [f"--{OPTIONS.get(name, name).replace('_', '-')}"]
-        )
-        values = list(value) if isinstance(value, (list, tuple, range)) else [value]
-        if name in LISTS and len(values) > 1:
-            values = [",".join(map(str, values))]
-        for one in values:
-            if one is True:
-                words += option
-            elif isinstance(one, (str, int, float, Path)) and one is not False:
-                words += [*option, str(one)]
-    return shlex.join(words)
-
-
-def command_of(result: Result) -> str:
+def command_of(table: Table) -> str:
     """The command that made a result, or `bench-gpu`."""
-    return str(result["schema"]).split("/")[1]
+    return str(table["schema"]).split("/")[1]
 
 
-def model_of(result: Result) -> str:
+def model_of(table: Table) -> str:
     """The path of the model that a result is about, as its maker wrote it; empty when it is about none."""
-    model = result.get("model", "")
+    model = table.get("model", "")
     return str(model["path"] if isinstance(model, dict) else model)
 
 
-def to_json(result: Result) -> str:
+def model_file(result: Result) -> tuple[str, str | None]:
+    """The path of the model that a result is about, as its maker wrote it, and its sha256 where the result tells it;
+    an empty path when it is about none.
+    """
+    if isinstance(result, (BenchResult, BenchGpuResult)):
+        return result.model.path, result.model.sha256 or None
+    if isinstance(result, (ProofResult, ParityResult, InspectResult)):
+        return result.model, result.model_sha256 or None
+    return (result.model, None) if isinstance(result, ForeignResult) else ("", None)
+
+
+def moved(result: Kind, path: str) -> Kind:
+    """A result that `model_file` finds a path in, with another one."""
+    model: Any = path
+    if isinstance(result, (BenchResult, BenchGpuResult)):
+        model = msgspec.structs.replace(result.model, path=path)
+    return msgspec.structs.replace(result, model=model)
+
+
+def to_json(result: Result | Table) -> str:
     """The text of a result; what is not finite is null, because JSON has no other word for it."""
-    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
+    return json.dumps(_finite(msgspec.to_builtins(result)), indent=2, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -97,23 +86,36 @@ def keep(result: Result, root: Path = Path()) -> None:
 
     root: where the model's path begins, if it is a relative one
     """
-    command = command_of(result)
-    if command not in ("validate", "bench", "bench-gpu") or "backend" not in result:
+    if not isinstance(result, (ProofResult, ForeignResult, BenchResult, BenchGpuResult)):
         return
-    model = root / model_of(result)
+    model = root / model_file(result)[0]
     if not is_run(model.parent):
         return
-    name = f"{model.stem}.{command.removesuffix('-gpu')}.{result['backend']}.json"
+    name = f"{model.stem}.{result.schema_name.removesuffix('-gpu')}.{result.backend}.json"
     with suppress(OutputError):  # the result itself is printed all the same
         write_text(model.with_name(name), to_json(result), force=True)
 
 
-def read_results(folder: Path) -> dict[Path, Result]:
-    """The results that lie in a folder, by file; other JSON files are passed over."""
+def read_results(folder: Path, names: Collection[str]) -> dict[Path, Result]:
+    """The results that lie in a folder, by file, of the schemas with these names; other JSON files are passed over.
+
+    Raises DataError for a result of another version, and for one that lacks what its schema promises.
+    """
     found = {}
     for file in sorted(folder.glob("[!.]*.json")):
-        with suppress(ValueError, OSError):
-            result = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(result, dict) and str(result.get("schema")).startswith("ofq-deploy/"):
-                found[file] = result
+        try:
+            table = json.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            continue
+        if not isinstance(table, dict) or not str(table.get("schema")).startswith("ofq-deploy/"):
+            continue
+        name, _, version = str(table["schema"]).removeprefix("ofq-deploy/").partition("/")
+        if name not in names:
+            continue
+        if version != VERSION:
+            raise DataError(f"{file} has schema {table['schema']}, this version reads ofq-deploy/{name}/{VERSION}")
+        try:
+            found[file] = decode(table)
+        except msgspec.ValidationError as error:
+            raise DataError(f"{file} is no whole result of {name} ({error}); make it again, or remove it") from error
     return found

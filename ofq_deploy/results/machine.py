@@ -1,0 +1,38 @@
+"""What `doctor` and `report` tell."""
+
+from typing import Annotated
+
+from msgspec import Struct
+
+from ofq_deploy.results.fields import Count, Result, about
+
+
+class CpuFeature(Struct, frozen=True, kw_only=True):
+    """A feature of processors."""
+
+    present: Annotated[bool, about("here")]
+    means: Annotated[str, about("what it is good for")]
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    """Whether a runtime can run here."""
+
+    ready: Annotated[bool, about("whether it can run here")]
+    why: Annotated[str, about("why not")]
+    install: Annotated[str, about("what to do")]
+
+
+class DoctorResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/doctor/1"):
+    """Result of ofq-deploy doctor."""
+
+    warnings: Annotated[list[str], about("what is missing here, a sentence each")]
+    cpu: Annotated[dict[str, CpuFeature], about("features that matter")]
+    backends: Annotated[dict[str, Readiness], about("runtimes")]
+
+
+class ReportResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/report/1"):
+    """Result of ofq-deploy report."""
+
+    report: Annotated[str, about("path of the page")]
+    results: Annotated[Count, about("results shown")]
+    cards: Annotated[list[str], about("model cards written")]

@@ -43,6 +43,8 @@ def compile_model(
             "openvino is not installed; install it with: pip install 'ofq-deploy[openvino]'"
         ) from error
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+    # Else it quantizes floats anew that meet stored integers, by its own steps, as in a proof that feeds codes.
+    settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     try:
         core = openvino.Core()
         network = core.read_model(model.path if isinstance(model, OnnxFile) else model.SerializeToString())

@@ -139,7 +139,6 @@ def hybrid_stem(**sizes: object) -> nn.Module:
     ("changes", "part"),
     [
         ({"qk_norm": True}, "q_norm"),
-        ({"init_values": 1e-5}, "ls1"),
         ({"global_pool": "avg"}, "pooling 'avg'"),
         ({"reg_tokens": 2}, "register tokens"),
         ({"pos_embed": "none"}, "position embedding"),

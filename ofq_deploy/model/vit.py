@@ -102,7 +102,7 @@ class Vit:
     def float_arrays(self, weights: Mapping[str, Floats]) -> dict[str, Floats]:
         """timm's tensors of the float model as the arrays of `float_graph`.
 
-        The attention's scale is in the weights of q, the mean of two heads in theirs. Raises KeyError for a missing tensor.
+        The attention's scale is in the weights of q, LayerScale in those before it, the mean of two heads in theirs. Raises KeyError for a missing tensor.
         """
         arrays = {name: value for name, value in weights.items() if "norm" in name}
         arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(self.dim, -1)
@@ -123,6 +123,11 @@ class Vit:
             f"{block}.{layer}.{part}" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2") for part in ("weight", "bias")
         ]
         arrays = {name: weights[name] for name in names}
+        for layer, scaling in (("attn.proj", "ls1"), ("mlp.fc2", "ls2")):
+            gamma = weights.get(f"{block}.{scaling}.gamma")
+            if gamma is not None:  # LayerScale: rows of the layer before it
+                for name in (f"{block}.{layer}.weight", f"{block}.{layer}.bias"):
+                    arrays[name] = (arrays[name].T * gamma).T
         factor = np.ones((3, 1), dtype=np.float32)
         factor[0] = self.head_dim**-0.5
         for part in ("weight", "bias"):

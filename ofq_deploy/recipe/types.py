@@ -56,6 +56,7 @@ class Model:
     dim: Side = 64
     depth: Side = 4
     heads: Side = 4
+    layer_scale: Amount = 0.0  # where LayerScale's factors start; 0 for a model without
 
     def __post_init__(self) -> None:
         _check(self, "model.")

@@ -29,6 +29,7 @@ def build_model(config: Model, channels: int, classes: int) -> nn.Module:
                 embed_dim=config.dim,
                 depth=config.depth,
                 num_heads=config.heads,
+                init_values=config.layer_scale or None,
             )
         return timm.create_model(
             config.name, pretrained=False, img_size=config.image_size, in_chans=channels, num_classes=classes

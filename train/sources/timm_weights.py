@@ -59,7 +59,9 @@ def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Mod
     heads = heads or dim // HEAD_DIM
     if not heads or dim % heads:
         raise ModelError(f"the width {dim} does not divide into heads of {HEAD_DIM}; pass model.dim and model.heads")
-    return Model("deit", has_distillation or distilled, side * patch, patch, dim, len(blocks), heads)
+    scaling = weights.get("blocks.0.ls1.gamma")
+    layer_scale = 0.0 if scaling is None else float(scaling.abs().mean()) or 1.0
+    return Model("deit", has_distillation or distilled, side * patch, patch, dim, len(blocks), heads, layer_scale)
 
 
 def channels_of(weights: Weights) -> int:

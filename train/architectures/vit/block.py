@@ -31,7 +31,7 @@ class QuantMlp(nn.Module):
 
 
 class QuantBlock(nn.Module):
-    """A pre-norm block. The residual stream passes through `middle` and `output`, where others may look and change."""
+    """A pre-norm block, with LayerScale where timm's has it. The residual stream passes through `middle` and `output`, where others may look and change."""
 
     attn: QuantAttention
 
@@ -40,12 +40,12 @@ class QuantBlock(nn.Module):
         attention = ATTENTIONS[quantizers.config.attention]
         self.norm1 = source.norm1
         self.attn = attention(source.attn, tokens, quantizers, f"{name}.attn")
-        self.middle = nn.Identity()
+        self.ls1, self.middle = source.ls1, nn.Identity()
         self.norm2 = source.norm2
         self.mlp = QuantMlp(source.mlp, tokens, quantizers, f"{name}.mlp")
-        self.output = nn.Identity()
+        self.ls2, self.output = source.ls2, nn.Identity()
 
     def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
         """x: float [batch, tokens, dim] -> float [batch, tokens, dim]; raises ValueError for a mask."""
-        x = self.middle(x + self.attn(self.norm1(x), attn_mask, is_causal))
-        return self.output(x + self.mlp(self.norm2(x)))
+        x = self.middle(x + self.ls1(self.attn(self.norm1(x), attn_mask, is_causal)))
+        return self.output(x + self.ls2(self.mlp(self.norm2(x))))

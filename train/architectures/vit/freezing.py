@@ -79,9 +79,10 @@ def _freeze_block(writer: Writer, block: QuantBlock, name: str) -> None:
     elif isinstance(attn, QkAttention):
         _freeze_qk(writer, attn, f"{name}.attn", x_step)
     _freeze_context(writer, attn, f"{name}.attn")
+    _freeze_linear(writer, attn.proj, f"{name}.attn.proj", share=_gamma(block.ls1))
     _freeze_norm(writer, f"{name}.norm2", block.norm2, _input(mlp.fc1).before)
     _freeze_linear(writer, mlp.fc1, f"{name}.mlp.fc1")
-    _freeze_linear(writer, mlp.fc2, f"{name}.mlp.fc2")
+    _freeze_linear(writer, mlp.fc2, f"{name}.mlp.fc2", share=_gamma(block.ls2))
     writer.put(f"{name}.mlp.fc2.input.before", optional(_input(mlp.fc2).before))
 
 
@@ -94,10 +95,16 @@ def _input(layer: QuantLinear) -> LsqQuantizer:
     return layer.input
 
 
-def _freeze_linear(writer: Writer, layer: QuantLinear, name: str, share: float = 1.0) -> None:
+def _gamma(scaling: nn.Module) -> Double | float:
+    """float64 [dim]: LayerScale's factors (Touvron et al., ICCV 2021), which train apart and fold into rows."""
+    gamma = getattr(scaling, "gamma", None)
+    return 1.0 if gamma is None else double(gamma)
+
+
+def _freeze_linear(writer: Writer, layer: QuantLinear, name: str, share: Double | float = 1.0) -> None:
     """A layer with its own input quantizer, whose output stays float.
 
-    share: what its output is multiplied with, as 1/2 where the mean of two heads is the model's
+    share: what its output is multiplied with, [out] or as 1/2 where the mean of two heads is the model's
     """
     quantizer, coded = _input(layer), layer.weight_quant.coded(layer.weight)
     step = step_of(quantizer).reshape(-1)
@@ -160,4 +167,3 @@ def _freeze_context(writer: Writer, attn: QuantAttention, name: str) -> None:
     if attn.v.after is not None:
         writer.put(f"{name}.context.row_sum", folded_step(p_step) * double(attn.v.after))
     writer.put(f"{name}.context.bias", optional(_input(attn.proj).before))
-    _freeze_linear(writer, attn.proj, f"{name}.proj")

@@ -52,7 +52,7 @@ def _block_faults(block: FloatBlock) -> Iterator[str]:
     if type(attention).__name__ != "Attention" or type(mlp).__name__ != "Mlp":
         yield f"attention {type(attention).__name__} with {type(mlp).__name__}"
         return
-    for part in ("ls1", "ls2", "drop_path1", "drop_path2"):
+    for part in ("drop_path1", "drop_path2"):
         if not isinstance(getattr(block, part), nn.Identity):
             yield part
     for part in ("q_norm", "k_norm", "norm"):

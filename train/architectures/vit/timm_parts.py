@@ -25,10 +25,14 @@ class FloatMlp(Protocol):
 
 
 class FloatBlock(Protocol):
+    """ls1, ls2: LayerScale, or nn.Identity"""
+
     norm1: nn.LayerNorm
     attn: FloatAttention
+    ls1: nn.Module
     norm2: nn.LayerNorm
     mlp: FloatMlp
+    ls2: nn.Module
 
 
 class FloatPatchEmbedding(Protocol):

@@ -77,8 +77,9 @@ def main() -> None:
 
 def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
     weights = read_weights(arguments.init)
-    model, _ = load_pretrained(weights, model_of(weights, distilled=True), imagenet.CLASSES)
-    data = load_dataset(arguments.data, model.patch_embed.img_size[0], labels=imagenet.names())
+    sizes = model_of(weights, distilled=True)
+    model, _ = load_pretrained(weights, sizes, imagenet.CLASSES)
+    data = load_dataset(arguments.data, sizes.image_size, labels=imagenet.names())
     images = data.test.spread(arguments.images)
     steps, attention = ("token", "tensor"), ("qkr", "qk")
     for bits, step, form in itertools.product(arguments.bits, steps, attention):

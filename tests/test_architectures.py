@@ -169,15 +169,15 @@ def test_a_toy_network_trains_anneals_and_freezes(toy: Toy) -> None:
     student, _ = convert(toy, config, bits=LayerBits({"last": 7}))
     calibrate(student, random_images())
     optimizer = torch.optim.AdamW(parameter_groups(student, 0.05), lr=1e-2)
-    first, last = (student.get_parameter(f"{name}.weight") for name in ("first", "last"))
-    before, free = first.detach().clone(), student.get_submodule("first.weight_quant").trainable(first, 0.05)
+    first, last = adapter_of(student).layers(student)
+    before, free = first.weight.detach().clone(), first.quantizer.trainable(first.weight, 0.05)
     distilled(toy)(student, random_images(), torch.tensor([0, 1, 2, 0])).backward()
     share = ConfidenceGuided(Annealing(boundary_range=0.05)).step(student, optimizer)["trainable_share"]
     frozen = freeze(student, config, PREPROCESSING, ("a", "b", "c"))
 
-    assert torch.equal(free, before != first)
+    assert torch.equal(free, before != first.weight)
     assert 0 < share == free.sum() / free.numel()
-    assert (student.get_submodule("last.weight_quant").coded(last).codes.numpy() == frozen["last.weight.codes"]).all()
+    assert (last.quantizer.coded(last.weight).codes.numpy() == frozen["last.weight.codes"]).all()
     assert {name: node.bits for name, node in frozen.linears.items()} == {"first": 4, "last": 7}
     assert weight_units(student)["first"].shape == (16, 256)
 
@@ -249,8 +249,9 @@ class Ternary(WeightQuantizer):
 
 @pytest.mark.parametrize("attention", ["qkr", "qk"])
 def test_a_toy_weight_quantizer_serves_every_layer(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(WEIGHT_QUANTIZERS, "ternary", lambda bits, weight: Ternary(bits))
-    config = Quantization(2, 4, attention=attention, weights="ternary")  # type: ignore[arg-type]
+    """Under a name that recipes take."""
+    monkeypatch.setitem(WEIGHT_QUANTIZERS, "lsq", lambda bits, weight: Ternary(bits))
+    config = Quantization(2, 4, attention=attention, weights="lsq")  # type: ignore[arg-type]
     student, _ = convert(small_vit(), config)
     calibrate(student, random_images())
     student(random_images()).sum().backward()

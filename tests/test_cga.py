@@ -1,5 +1,7 @@
 """Confidence-guided annealing: only undecided weights move (OFQ, ICML 2023, section 4)."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,15 +22,18 @@ CONFIGS = [
 def undecided(weight: Tensor, quantizer: WeightQuantizer, boundary_range: float = RANGE) -> Tensor:
     """The definition: within the range of k + 1/2 for a code k that has a neighbour above."""
     low, high = code_range(quantizer.grid, quantizer.bits)
-    units = statsq_units(weight, quantizer.bits)[0] if isinstance(quantizer, StatsQ) else weight / quantizer.step
+    if isinstance(quantizer, LsqWeight):
+        units = weight / quantizer.step
+    else:
+        units = statsq_units(weight, quantizer.bits)[0]
     mask = torch.zeros_like(weight, dtype=torch.bool)
     for code in range(low, high):
         mask |= (units - code - 0.5).abs() <= boundary_range
     return mask
 
 
-def trained(config: Quantization, steps: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A calibrated model after ordinary training steps: AdamW's moments are not zero."""
+def trained(config: Quantization, steps: int = 2) -> tuple[Any, torch.optim.Optimizer]:
+    """A calibrated model after ordinary training steps: AdamW's moments are not zero. `Any`: tests name its parts."""
     model, _ = convert(small_vit(), config)
     calibrate(model, random_images())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -81,6 +86,19 @@ def test_the_mask_is_made_anew_in_every_step(config):
     assert not torch.equal(masks[1], masks[2])
 
 
+def test_the_moments_of_frozen_weights_see_no_gradient():
+    model, optimizer = trained(CONFIGS[0])
+    layer = model.blocks[0].mlp.fc1
+    mask = undecided(layer.weight.detach(), layer.weight_quant)
+    momentum = optimizer.state[layer.weight]["exp_avg"].clone()
+    backward(model, optimizer, 7)
+    anneal(model, optimizer)
+    after = optimizer.state[layer.weight]["exp_avg"]
+
+    torch.testing.assert_close(after[~mask], 0.9 * momentum[~mask])
+    assert not torch.allclose(after[mask], 0.9 * momentum[mask])
+
+
 def test_a_layer_without_gradient_stays():
     model, optimizer = trained(CONFIGS[0])
     backward(model, optimizer, 7)
@@ -91,10 +109,10 @@ def test_a_layer_without_gradient_stays():
     assert torch.equal(old, layer.weight)
 
 
-def product_gradients(model: nn.Module, qk: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def product_gradients(model: Any, qk: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The product with its gradient, the query's gradient and the logits under one setting of `qk`."""
     ConfidenceGuided(Annealing(boundary_range=RANGE, qk=qk)).start(model)  # type: ignore[arg-type]
-    attention, seen = model.blocks[0].attn, []
+    attention, seen = model.blocks[0].attn, list[Tensor]()
 
     def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         args[0].retain_grad()
@@ -105,6 +123,7 @@ def product_gradients(model: nn.Module, qk: str) -> tuple[Tensor, Tensor, Tensor
     logits = model(random_images(seed=7))
     logits.square().sum().backward()
     handle.remove()
+    assert seen[0].grad is not None
     return seen[0].detach(), seen[0].grad, attention.query.grad.clone(), logits.detach()
 
 

@@ -77,7 +77,7 @@ def main() -> None:
 
 def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
     weights = read_weights(arguments.init)
-    model, _ = load_pretrained(weights, model_of(weights, distilled=True), imagenet.CLASSES)
+    model: Any = load_pretrained(weights, model_of(weights, distilled=True), imagenet.CLASSES)[0]
     data = load_dataset(arguments.data, model.patch_embed.img_size[0], labels=imagenet.names())
     images = data.test.spread(arguments.images)
     steps, attention = ("token", "tensor"), ("qkr", "qk")

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
@@ -161,7 +160,7 @@ def test_widths_without_a_grid_are_refused(bits):
             LayerBits(**wrong)
 
 
-def test_bits_of_a_frozen_file_are_those_of_its_layers(tmp_path: Path):
+def test_bits_of_a_frozen_file_are_those_of_its_layers():
     frozen = frozen_with(LayerBits({"head": 5}, {"blocks.0.attn.z": 6}), Quantization())
 
     assert LayerBits.of(frozen).weights["head"] == 5

@@ -1,10 +1,12 @@
 """Conversion keeps the network: float equality, no new weights, refusals, calibration, checkpoints."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
-from timm.layers import HybridEmbed
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.mlp import SwiGLU
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
@@ -128,9 +130,9 @@ def test_replacements_are_reported():
     assert common | {Replacement("blocks.0.attn", "Attention", "QkAttention"), qkv} == set(qk)
 
 
-def hybrid_stem(**sizes: object) -> nn.Module:
+def hybrid_stem(**sizes: Any) -> nn.Module:
     """timm's stem of a convolutional network; it lacks attributes that a patch embedding has."""
-    backbone = nn.Conv2d(1, 8, 3, padding=1)
+    backbone: Any = nn.Conv2d(1, 8, 3, padding=1)
     backbone.num_features = 8
     return HybridEmbed(backbone, feature_size=(16, 16), **sizes)
 
@@ -158,7 +160,7 @@ def hybrid_stem(**sizes: object) -> nn.Module:
         ({"patch_drop_rate": 0.5}, "patch"),
         ({"img_size": (16, 32)}, "square"),
         ({"patch_size": (4, 8)}, "square"),
-        ({"mlp_layer": vision_transformer.SwiGLU}, "SwiGLU"),
+        ({"mlp_layer": SwiGLU}, "SwiGLU"),
         ({"attn_layer": "diff"}, "DiffAttention"),
         ({"embed_layer": hybrid_stem}, "a convolutional stem"),
         ({"block_fn": vision_transformer.ResPostBlock}, "ResPostBlock"),

@@ -272,7 +272,7 @@ def test_the_loop_augments_as_the_recipe_says(recipe: Recipe, data: Dataset, tmp
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {}])
 def test_the_order_comes_from_the_recipes_seed(
-    recipe: Recipe, data: Dataset, tmp_path: Path, change: dict[str, int]
+    recipe: Recipe, data: Dataset, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     weights = []
     for chosen in (recipe, replace(recipe, **change)):
@@ -372,14 +372,15 @@ def test_the_key_names_everything_that_a_teacher_depends_on(
 ) -> None:
     weights = {"head.weight": torch.zeros(2)}
     keys = {"as it is": teacher_key(recipe, data, None, "cpu")}
-    for name, value in (
+    changes: list[tuple[str, Any]] = [
         ("seed", 1),
         ("threads", 2),
         ("model", replace(recipe.model, depth=2)),
         ("augmentation", Augmentation(flip=True)),
         ("teacher", replace(recipe.teacher, epochs=3)),
         *((f"train.{key}", replace(recipe.train, **{key: value})) for key, value in CHANGES_OF_TRAINING.items()),
-    ):
+    ]
+    for name, value in changes:
         section = name.split(".")[0]
         keys[name] = teacher_key(replace(recipe, **{section: value}), data, None, "cpu")
     keys["data"] = teacher_key(recipe, replace(data, fingerprint="1"), None, "cpu")
@@ -392,7 +393,7 @@ def test_the_key_names_everything_that_a_teacher_depends_on(
     assert len(keys) == len(set(keys.values()))
 
 
-CHANGES_OF_TRAINING = {"batch_size": 9, "weight_decay": 0.1, "warmup": 0.3, "final_lr": 0.2}
+CHANGES_OF_TRAINING: dict[str, Any] = {"batch_size": 9, "weight_decay": 0.1, "warmup": 0.3, "final_lr": 0.2}
 
 
 @pytest.mark.parametrize(

@@ -233,9 +233,9 @@ def test_a_wrong_value_in_a_file_is_refused_by_name(toml: str, message: str, tmp
     [
         (lambda: Quantization(weight_bits=1), "quantization.weight_bits is 1; quantizers exist for 2 to 8 bits"),
         (
-            lambda: Quantization(weights="linear"),
+            lambda: Quantization(weights="linear"),  # type: ignore[arg-type]
             "recipe key 'quantization.weights' is 'linear'; it takes 'statsq' or 'lsq'",
-        ),  # type: ignore[arg-type]
+        ),
         (lambda: Model(depth=0), "recipe key 'model.depth' is 0; it takes a number from 1 to 4096"),
         (lambda: Recipe("x", seed=2**31 + 1), "recipe key 'seed' is 2147483649; it takes a finite number from 0 up to"),
         (lambda: Recipe("x", threads=-1), "recipe key 'threads' is -1; it takes a finite number from 0 up to 1024"),

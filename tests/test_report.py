@@ -445,7 +445,7 @@ def test_no_window_scrolls_sideways(results: list[Result], tmp_path: Path) -> No
     second[0]["model"] = second[1]["model"]["path"] = second[2]["model"] = "other.onnx"
     page = tmp_path / "page.html"
     page.write_text(render("y" * 300, [*results, *second]).replace("<details>", "<details open>"))
-    command = [sys.executable, ROOT / "tools" / "screenshots.py", page, "-o", tmp_path / "shots"]
+    command = [sys.executable, *map(str, (ROOT / "tools" / "screenshots.py", page, "-o", tmp_path / "shots"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,15 @@ from ofq_deploy.train.freeze import freeze
 from ofq_deploy.train.witness import TorchRunner
 from tests.support.models import random_images
 
-SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 7, "in_chans": 3}
+SIZES: dict[str, Any] = {
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 7,
+    "in_chans": 3,
+}
 NAMES = {
     "vit_small_patch14_dinov2": {"model.layer_scale": 1e-5},
 }
@@ -63,7 +71,7 @@ def frozen_of(student: nn.Module, config: Quantization, path: Path) -> Frozen:
 def test_conversion_keeps_the_function(name: str) -> None:
     model, images = random_model(name), random_images(channels=3)
     for attention in ("qkr", "qk"):
-        student, _ = convert(model, Quantization(attention=attention))  # type: ignore[arg-type]
+        student, _ = convert(model, Quantization(attention=attention))
         with torch.no_grad(), quantizers_off(student.eval()):
             torch.testing.assert_close(student(images), model(images), rtol=1e-4, atol=1e-4)
 

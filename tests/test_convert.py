@@ -143,9 +143,7 @@ def hybrid_stem(**sizes: Any) -> nn.Module:
     [
         ({"qk_norm": True}, "q_norm"),
         ({"global_pool": "avg"}, "pooling 'avg'"),
-        ({"reg_tokens": 2}, "register tokens"),
         ({"pos_embed": "none"}, "position embedding"),
-        ({"no_embed_class": True}, "position embedding"),
         ({"pre_norm": True}, "norm before the blocks"),
         ({"final_norm": False}, "final LayerNorm"),
         ({"norm_layer": "rmsnorm"}, "LayerNorm"),

@@ -38,6 +38,8 @@ SIZES: dict[str, Any] = {
 }
 NAMES = {
     "vit_small_patch14_dinov2": {"model.layer_scale": 1e-5},
+    "deit3_small_patch16_224": {"model.layer_scale": 1e-6, "model.class_position": False},
+    "vit_small_patch14_reg4_dinov2": {"model.layer_scale": 1e-5, "model.registers": 4, "model.class_position": False},
 }
 FORMS = [
     Quantization(4, 4),

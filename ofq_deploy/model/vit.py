@@ -49,6 +49,7 @@ class Vit:
     prefix: int  # tokens that the heads read: 1, or 2 with distillation
     key_bias: bool  # under QKR: the query bias lives on as a key term
     epsilon: float  # of every LayerNorm
+    registers: int = 0  # rows between these and the patches, which nothing reads at the end
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes that do not fit together."""
@@ -63,6 +64,7 @@ class Vit:
             self.classes,
         )
         whole = all(type(size) is int and size > 0 for size in sizes) and self.prefix in (1, 2) and self.epsilon > 0
+        whole = whole and type(self.registers) is int and self.registers >= 0
         if not whole or self.image_size % self.patch_size or self.dim % self.heads:
             raise ValueError(f"the architecture's sizes do not fit together ({self})")
 
@@ -71,8 +73,12 @@ class Vit:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def before_patches(self) -> int:
+        return self.prefix + self.registers
+
+    @property
     def tokens(self) -> int:
-        return self.prefix + self.patches
+        return self.before_patches + self.patches
 
     @property
     def head_dim(self) -> int:
@@ -107,10 +113,10 @@ class Vit:
         arrays = {name: value for name, value in weights.items() if "norm" in name}
         arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(self.dim, -1)
         arrays["patch_embed.bias"] = weights["patch_embed.proj.bias"]
-        position = weights["pos_embed"]
-        arrays["patch_embed.position"] = position[0, self.prefix :]
-        tokens = [weights[name] for name in ("cls_token", "dist_token")[: self.prefix]]
-        arrays["tokens"] = (np.concatenate(tokens, axis=1) + position[:, : self.prefix])[0]
+        names = [*("cls_token", "dist_token")[: self.prefix], *(["reg_token"] if self.registers else [])]
+        tokens, position = np.concatenate([weights[name] for name in names], axis=1)[0], weights["pos_embed"][0]
+        arrays["patch_embed.position"] = position[-self.patches :]
+        arrays["tokens"] = tokens + position[: -self.patches] if len(position) > self.patches else tokens
         for block in range(self.depth):
             arrays |= self._block_arrays(f"blocks.{block}", weights)
         share = np.float32(1 / len(self.classifiers))
@@ -177,7 +183,7 @@ class _Builder:
         x = self.linear(name, x, pixels, a.dim, bias=not self.quantization, parts=parts)
         position = self.add(Constant(f"{name}.position", (a.patches, a.dim)))
         x = self.add(Add(f"{name}.placed", (x, position)))
-        tokens = self.add(Constant("tokens", (a.prefix, a.dim)))
+        tokens = self.add(Constant("tokens", (a.before_patches, a.dim)))
         return self.add(Concat("embedding", (tokens, x), tap=True))
 
     def block(self, name: str, x: str, rows: int) -> str:

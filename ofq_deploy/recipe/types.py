@@ -57,6 +57,8 @@ class Model:
     depth: Side = 4
     heads: Side = 4
     layer_scale: Amount = 0.0  # where LayerScale's factors start; 0 for a model without
+    registers: Count = 0  # tokens beside the class token that no head reads
+    class_position: bool = True  # the class token has a position of its own; without it registers have none either
 
     def __post_init__(self) -> None:
         _check(self, "model.")
@@ -66,6 +68,11 @@ class Model:
             )
         if self.dim % self.heads:
             raise RecipeError(f"recipe key 'model.heads' is {self.heads}, which does not divide model.dim {self.dim}")
+        if self.distilled and (self.registers or not self.class_position):
+            raise RecipeError(
+                "recipe keys 'model.registers' and 'model.class_position' are for models without distillation; add "
+                "model.distilled = false"
+            )
 
 
 @dataclass(frozen=True, slots=True)

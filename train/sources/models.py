@@ -30,6 +30,8 @@ def build_model(config: Model, channels: int, classes: int) -> nn.Module:
                 depth=config.depth,
                 num_heads=config.heads,
                 init_values=config.layer_scale or None,
+                reg_tokens=config.registers,
+                no_embed_class=not config.class_position,
             )
         return timm.create_model(
             config.name, pretrained=False, img_size=config.image_size, in_chans=channels, num_classes=classes

@@ -49,10 +49,15 @@ def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Mod
         raise ModelError(f"head.weight has the shape {tuple(weights['head.weight'].shape)}, expected [classes, width]")
     has_distillation = "dist_token" in weights
     position, patch = weights["pos_embed"], weights["patch_embed.proj.weight"].shape[-1]
-    patches, dim = max(0, position.shape[1] - 1 - has_distillation), position.shape[-1]
-    side = math.isqrt(patches)
-    if not patches or side * side != patches:
+    registers = weights["reg_token"].shape[1] if "reg_token" in weights else 0
+    rows, dim = position.shape[1], position.shape[-1]
+    patches = max(0, rows - 1 - has_distillation - registers)
+    apart = not has_distillation and rows > 1 and _is_square(rows)  # as many positions as a square has patches
+    class_position = _is_square(patches) or not apart
+    patches = patches if class_position else rows
+    if not _is_square(patches):
         raise ModelError(f"the weights have positions for {patches} patches, which is no square image")
+    side = math.isqrt(patches)
     blocks = {int(match[1]) for match in map(BLOCK.match, weights) if match}
     if not blocks or len(blocks) <= max(blocks):
         raise ModelError(f"the weights have {len(blocks)} blocks that are not numbered from 0 on")
@@ -61,7 +66,12 @@ def model_of(weights: Weights, distilled: bool, heads: int | None = None) -> Mod
         raise ModelError(f"the width {dim} does not divide into heads of {HEAD_DIM}; pass model.dim and model.heads")
     scaling = weights.get("blocks.0.ls1.gamma")
     layer_scale = 0.0 if scaling is None else float(scaling.abs().mean()) or 1.0
-    return Model("deit", has_distillation or distilled, side * patch, patch, dim, len(blocks), heads, layer_scale)
+    sizes = (side * patch, patch, dim, len(blocks), heads)
+    return Model("deit", has_distillation or distilled, *sizes, layer_scale, registers, class_position)
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def channels_of(weights: Weights) -> int:

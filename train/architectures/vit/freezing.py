@@ -18,7 +18,8 @@ from ofq_deploy.train.quantizers import Coded, LsqQuantizer
 def freeze(model: nn.Module, writer: Writer) -> Vit:
     """Write every array, linear and quantizer of a converted ViT; returns its sizes."""
     vit, classifiers = cast(QuantVit, model), heads(model)
-    _freeze_stem(writer, vit, [vit.cls_token, vit.dist_token] if len(classifiers) == 2 else [vit.cls_token])
+    prefix = [vit.cls_token, vit.dist_token] if len(classifiers) == 2 else [vit.cls_token]
+    _freeze_stem(writer, vit, prefix if vit.reg_token is None else [*prefix, vit.reg_token])
     for index, block in enumerate(vit.blocks):
         _freeze_block(writer, block, f"blocks.{index}")
     writer.put("norm.weight", double(vit.norm.weight))
@@ -39,11 +40,12 @@ def freeze(model: nn.Module, writer: Writer) -> Vit:
         prefix=len(classifiers),
         key_bias=isinstance(first.attn, QkrAttention) and first.attn.key_bias is not None,
         epsilon=float(vit.norm.eps),
+        registers=0 if vit.reg_token is None else vit.reg_token.shape[1],
     )
 
 
 def _freeze_stem(writer: Writer, vit: QuantVit, prefix: list[torch.Tensor]) -> None:
-    """prefix: the tokens before the patches, float [1, 1, dim] each"""
+    """prefix: the tokens before the patches, float [1, tokens, dim] each"""
     layer, image = vit.patch_embed.proj, vit.patch_embed.proj.input
     coded = layer.weight_quant.coded(layer.weight.flatten(1))
     step = step_of(image).reshape(-1)
@@ -58,9 +60,10 @@ def _freeze_stem(writer: Writer, vit: QuantVit, prefix: list[torch.Tensor]) -> N
         kernel = torch.from_numpy(real_weight(coded)).view(layer.weight.shape)
         shift = image.after.detach().double().expand(1, layer.weight.shape[1], -1, -1)
         constant = constant + torch.conv2d(shift, kernel, stride=layer.stride).flatten(2)[0].T.numpy()
-    position = double(vit.pos_embed)[0]
-    writer.put("patch_embed.position", position[len(prefix) :] + constant)
-    writer.put("tokens", np.concatenate([double(token)[0] for token in prefix]) + position[: len(prefix)])
+    tokens, position = np.concatenate([double(token)[0] for token in prefix]), double(vit.pos_embed)[0]
+    patches = vit.patch_embed.num_patches
+    writer.put("patch_embed.position", position[-patches:] + constant)
+    writer.put("tokens", tokens + position[:-patches] if len(position) > patches else tokens)
 
 
 def _freeze_norm(writer: Writer, name: str, norm: nn.LayerNorm, before: torch.Tensor | None) -> None:

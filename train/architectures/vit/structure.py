@@ -16,6 +16,7 @@ from ofq_deploy.train.quantizers import LsqQuantizer, Quantizers
 
 
 class QuantPatches(Protocol):
+    num_patches: int
     img_size: tuple[int, int]
     patch_size: tuple[int, int]
     proj: QuantPatchEmbedding
@@ -24,12 +25,15 @@ class QuantPatches(Protocol):
 class QuantVit(Protocol):
     """timm's network after `convert`: its own stem and end, our layers.
 
-    cls_token, dist_token: float [1, 1, dim], the latter with distillation only; pos_embed: float [1, tokens, dim]
+    cls_token, dist_token: float [1, 1, dim], the latter with distillation only
+    reg_token: float [1, registers, dim], or None
+    pos_embed: float [1, tokens, dim], or [1, patches, dim] where the tokens before the patches have no position
     """
 
     embed_dim: int
     cls_token: Tensor
     dist_token: Tensor
+    reg_token: Tensor | None
     pos_embed: Tensor
     patch_embed: QuantPatches
     norm_pre: nn.Identity
@@ -42,7 +46,7 @@ def convert(model: nn.Module, quantizers: Quantizers) -> None:
     source, vit = cast(FloatVit, model), cast(QuantVit, model)
     patches = source.patch_embed
     vit.patch_embed.proj = QuantPatchEmbedding(patches.proj, patches.img_size, quantizers, "patch_embed")
-    tokens = vit.pos_embed.shape[1]
+    tokens = source.num_prefix_tokens + patches.num_patches
     for index, block in enumerate(source.blocks):
         vit.blocks[index] = QuantBlock(block, tokens, quantizers, f"blocks.{index}")
     for name in head_names(model):

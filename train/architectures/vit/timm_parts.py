@@ -36,6 +36,7 @@ class FloatBlock(Protocol):
 
 
 class FloatPatchEmbedding(Protocol):
+    num_patches: int
     img_size: tuple[int, int]
     patch_size: tuple[int, int]
     proj: nn.Conv2d
@@ -49,7 +50,7 @@ class FloatVit(Protocol):
     cls_token: Tensor | None
     reg_token: Tensor | None
     pos_embed: Tensor | None
-    no_embed_class: bool
+    num_prefix_tokens: int
     dynamic_img_size: bool
     patch_drop: nn.Module
     pos_drop: nn.Dropout

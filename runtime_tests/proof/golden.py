@@ -277,7 +277,8 @@ def _compare_forced(frozen: Frozen, golden: Golden) -> tuple[list[dict[str, Any]
     rows = []
     for name, codes in forced.items():
         result = compare_codes(name, codes.astype(np.int16), trace.codes[name], trace.units[name], TORCH_TIE)
-        rows.append(asdict(result) | {"mismatches": result.mismatches})
+        histogram = {str(difference): count for difference, count in result.histogram.items()}
+        rows.append(asdict(result) | {"histogram": histogram, "mismatches": result.mismatches})
     floats = [
         compare_floats(name, value, trace.floats[name])
         for name, value in (("embedding", golden["blocks"][0]), ("logits", golden["logits_f32"]))

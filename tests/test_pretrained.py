@@ -131,9 +131,17 @@ def test_odd_tensors_are_refused(change: dict[str, torch.Tensor], said: str) -> 
 
 
 def test_positions_that_are_no_square_are_refused() -> None:
-    weights = state(VisionTransformer) | {"pos_embed": torch.ones(1, 1 + 15, 64)}
+    weights = state(VisionTransformer) | {"pos_embed": torch.ones(1, 1 + 14, 64)}
 
-    with pytest.raises(ModelError, match="15 patches, which is no square"):
+    with pytest.raises(ModelError, match="14 patches, which is no square"):
+        model_of(weights, True)
+
+
+def test_registers_layer_scale_and_positions_are_told_by_the_tensors() -> None:
+    weights = state(VisionTransformer, reg_tokens=4, init_values=1e-5, no_embed_class=True)
+
+    assert Model("deit", False, 32, 8, 64, 2, 1, pytest.approx(1e-5), 4, False) == model_of(weights, False)
+    with pytest.raises(OfqError, match=r"model\.distilled = false"):
         model_of(weights, True)
 
 

@@ -76,6 +76,8 @@ class Lowering:
             case nodes.Token():
                 index = self.b.constant(f"token.{node.index}", np.int64(node.index))
                 value = self.b.op("Gather", [self.values[node.x], index], node.name, {"axis": 1})
+            case nodes.Pool():
+                value = self.pool(node)
             case nodes.Layout():
                 if self.is_deferred(node):
                     return
@@ -107,12 +109,23 @@ class Lowering:
         return self.b.op({1: "Identity", 2: "Add"}.get(len(terms), "Sum"), terms, node.name)
 
     def rows(self, node: nodes.Rows) -> ir.Value:
-        start, end, axis = ([0], [node.count], [1])
+        return self.cut(self.values[node.x], 0, node.count, node.name)
+
+    def pool(self, node: nodes.Pool) -> ir.Value:
+        """The axis goes by an operator of its own: OpenVINO 2026.4 adds a shift wrongly to a mean that has lost it."""
+        rows, x = self.network.shapes[node.x][0], self.values[node.x]
+        x = self.cut(x, node.start, rows, f"{node.name}.rows") if node.start else x
+        axis = self.b.constant("slice.1.axis", np.asarray([1]))
+        mean = self.b.op("ReduceMean", [x, axis], f"{node.name}.mean", {"keepdims": 1})
+        return self.b.op("Squeeze", [mean, axis], node.name)
+
+    def cut(self, x: ir.Value, start: int, end: int, name: str) -> ir.Value:
+        """Tokens from `start` to before `end`."""
         bounds = [
-            self.b.constant(f"slice.{v[0]}.{n}", np.asarray(v))
-            for n, v in (("from", start), ("to", end), ("axis", axis))
+            self.b.constant(f"slice.{place}.{what}", np.asarray([place]))
+            for what, place in (("from", start), ("to", end), ("axis", 1))
         ]
-        return self.b.op("Slice", [self.values[node.x], *bounds], node.name)
+        return self.b.op("Slice", [x, *bounds], name)
 
     def operand(self, name: str) -> ir.Value:
         """A value, or a constant with a batch axis of 1."""

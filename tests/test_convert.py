@@ -142,7 +142,7 @@ def hybrid_stem(**sizes: Any) -> nn.Module:
     ("changes", "part"),
     [
         ({"qk_norm": True}, "q_norm"),
-        ({"global_pool": "avg"}, "pooling 'avg'"),
+        ({"global_pool": "max"}, "pooling 'max'"),
         ({"pos_embed": "none"}, "position embedding"),
         ({"pre_norm": True}, "norm before the blocks"),
         ({"final_norm": False}, "final LayerNorm"),

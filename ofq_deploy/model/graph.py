@@ -25,6 +25,7 @@ from ofq_deploy.model.nodes import (
     PerChannel,
     PerToken,
     PerTokenHead,
+    Pool,
     Product,
     Quantize,
     Rows,
@@ -165,6 +166,9 @@ def output_shape(node: AnyNode, values: Mapping[str, Shape]) -> Shape:
             return (node.count, *shapes[0][1:])
         case Token():
             expect(node.index < shapes[0][0], f"row {node.index} of {shapes[0]}")
+            return shapes[0][1:]
+        case Pool():
+            expect(node.start < shapes[0][0], f"rows from {node.start} on of {shapes[0]}")
             return shapes[0][1:]
         case Layout():
             return layout_steps(node, shapes[0]).merged

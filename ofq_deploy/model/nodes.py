@@ -226,6 +226,12 @@ class Token(_Unary, frozen=True):
     index: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class Pool(_Unary, frozen=True):
+    """The mean of the tokens from `start` on: float [tokens, width] -> [width]."""
+
+    start: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class Layout(_Unary, frozen=True):
     """The same numbers in another order, as in "n (h d) -> h n d" with sizes {"h": 3}; 1 stands for a new axis."""
 
@@ -234,5 +240,18 @@ class Layout(_Unary, frozen=True):
 
 
 AnyNode = (
-    Image | Constant | Quantize | Linear | Product | LayerNorm | Softmax | Gelu | Add | Concat | Rows | Token | Layout
+    Image
+    | Constant
+    | Quantize
+    | Linear
+    | Product
+    | LayerNorm
+    | Softmax
+    | Gelu
+    | Add
+    | Concat
+    | Rows
+    | Token
+    | Pool
+    | Layout
 )

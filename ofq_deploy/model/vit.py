@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from ofq_deploy.model.nodes import (
     PerTensor,
     PerToken,
     PerTokenHead,
+    Pool,
     Product,
     Quantize,
     Rows,
@@ -46,10 +48,12 @@ class Vit:
     heads: int
     hidden: int
     classes: int
-    prefix: int  # tokens that the heads read: 1, or 2 with distillation
+    prefix: int  # class and distillation tokens: 0 to 2
     key_bias: bool  # under QKR: the query bias lives on as a key term
     epsilon: float  # of every LayerNorm
     registers: int = 0  # rows between these and the patches, which nothing reads at the end
+    pool: Literal["token", "avg"] = "token"  # heads read a class token each, or one reads the mean of the patches
+    norm: Literal["norm", "fc_norm"] = "norm"  # the last one lies before the pooling, or behind it
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes that do not fit together."""
@@ -63,8 +67,8 @@ class Vit:
             self.hidden,
             self.classes,
         )
-        whole = all(type(size) is int and size > 0 for size in sizes) and self.prefix in (1, 2) and self.epsilon > 0
-        whole = whole and type(self.registers) is int and self.registers >= 0
+        whole = all(type(size) is int and size > 0 for size in sizes) and self.prefix in range(3) and self.epsilon > 0
+        whole = whole and type(self.registers) is int and self.registers >= 0 and self.prefix >= (self.pool == "token")
         if not whole or self.image_size % self.patch_size or self.dim % self.heads:
             raise ValueError(f"the architecture's sizes do not fit together ({self})")
 
@@ -87,7 +91,7 @@ class Vit:
     @property
     def classifiers(self) -> tuple[str, ...]:
         """Names of the heads; their sum is the output."""
-        return HEADS[: self.prefix]
+        return HEADS[: self.prefix if self.pool == "token" else 1]
 
     def graph(self, quantization: Quantization, quantizers: Codings, linears: Codings) -> Graph:
         """The network on codes. The last block computes only the rows that the heads read.
@@ -114,9 +118,11 @@ class Vit:
         arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(self.dim, -1)
         arrays["patch_embed.bias"] = weights["patch_embed.proj.bias"]
         names = [*("cls_token", "dist_token")[: self.prefix], *(["reg_token"] if self.registers else [])]
-        tokens, position = np.concatenate([weights[name] for name in names], axis=1)[0], weights["pos_embed"][0]
+        position = weights["pos_embed"][0]
         arrays["patch_embed.position"] = position[-self.patches :]
-        arrays["tokens"] = tokens + position[: -self.patches] if len(position) > self.patches else tokens
+        if names:
+            tokens = np.concatenate([weights[name] for name in names], axis=1)[0]
+            arrays["tokens"] = tokens + position[: -self.patches] if len(position) > self.patches else tokens
         for block in range(self.depth):
             arrays |= self._block_arrays(f"blocks.{block}", weights)
         share = np.float32(1 / len(self.classifiers))
@@ -161,12 +167,25 @@ class _Builder:
         a = self.a
         x = self.stem()
         for index in range(a.depth):
-            rows = a.prefix if self.quantization and index == a.depth - 1 else a.tokens
+            is_cut = self.quantization and index == a.depth - 1 and a.pool == "token"
+            rows = a.prefix if is_cut else a.tokens
             x = self.block(f"blocks.{index}", x, rows)
-        x = self.add(LayerNorm("norm", x, a.epsilon))
-        heads = [self.head(name, x, token) for token, name in enumerate(a.classifiers)]
+        heads = self.heads(x)
         self.add(Add("logits", tuple(heads), tap=True))
         return Graph(tuple(self.nodes))
+
+    def heads(self, x: str) -> list[str]:
+        """Tokens [tokens, dim] to the logits of each head."""
+        a = self.a
+        if a.norm == "norm":
+            x = self.add(LayerNorm("norm", x, a.epsilon))
+        if a.pool == "token":
+            return [
+                self.head(name, self.add(Token(f"{name}.token", x, token))) for token, name in enumerate(a.classifiers)
+            ]
+        x = self.add(Pool("pooled", x, a.before_patches))
+        x = self.add(LayerNorm("fc_norm", x, a.epsilon)) if a.norm == "fc_norm" else x
+        return [self.head(name, x) for name in a.classifiers]
 
     def stem(self) -> str:
         """Image to tokens [tokens, dim]."""
@@ -182,6 +201,8 @@ class _Builder:
         parts = steps.shape[0] if self.quantization else 0
         x = self.linear(name, x, pixels, a.dim, bias=not self.quantization, parts=parts)
         position = self.add(Constant(f"{name}.position", (a.patches, a.dim)))
+        if not a.before_patches:
+            return self.add(Add("embedding", (x, position), tap=True))
         x = self.add(Add(f"{name}.placed", (x, position)))
         tokens = self.add(Constant("tokens", (a.before_patches, a.dim)))
         return self.add(Concat("embedding", (tokens, x), tap=True))
@@ -231,9 +252,8 @@ class _Builder:
         context = self.add(Product(f"{attn}.context", p, v, row_sum=self.shifts, bias=self.shifts))
         return self.add(Layout(f"{attn}.context.flat", context, "h n d -> n (h d)", {}))
 
-    def head(self, name: str, x: str, token: int) -> str:
+    def head(self, name: str, x: str) -> str:
         a = self.a
-        x = self.add(Token(f"{name}.token", x, token))
         x = self.quantize(f"{name}.input", x, PerTensor(), before=(a.dim,))
         return self.linear(name, x, a.dim, a.classes)
 

@@ -59,6 +59,7 @@ class Model:
     layer_scale: Amount = 0.0  # where LayerScale's factors start; 0 for a model without
     registers: Count = 0  # tokens beside the class token that no head reads
     class_position: bool = True  # the class token has a position of its own; without it registers have none either
+    pool: Literal["token", "avg"] = "token"  # "avg": no class token, the head reads the normalised mean of the patches
 
     def __post_init__(self) -> None:
         _check(self, "model.")
@@ -68,10 +69,10 @@ class Model:
             )
         if self.dim % self.heads:
             raise RecipeError(f"recipe key 'model.heads' is {self.heads}, which does not divide model.dim {self.dim}")
-        if self.distilled and (self.registers or not self.class_position):
+        if self.distilled and (self.registers or not self.class_position or self.pool == "avg"):
             raise RecipeError(
-                "recipe keys 'model.registers' and 'model.class_position' are for models without distillation; add "
-                "model.distilled = false"
+                "recipe keys 'model.registers', 'model.class_position' and 'model.pool' are for models without "
+                "distillation; add model.distilled = false"
             )
 
 

@@ -139,6 +139,8 @@ def compute(node: AnyNode, frozen: Frozen, values: Values, trace: Trace) -> NDAr
             return x[0][:, : node.count]
         case nodes.Token():
             return x[0][:, node.index]
+        case nodes.Pool():
+            return x[0][:, node.start :].mean(1)
         case nodes.Layout():
             steps = layout_steps(node, x[0].shape[1:])
             parts = x[0].reshape(-1, *steps.split).transpose(0, *(axis + 1 for axis in steps.order))

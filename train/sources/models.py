@@ -32,6 +32,8 @@ def build_model(config: Model, channels: int, classes: int) -> nn.Module:
                 init_values=config.layer_scale or None,
                 reg_tokens=config.registers,
                 no_embed_class=not config.class_position,
+                global_pool=config.pool,
+                class_token=config.pool == "token",
             )
         return timm.create_model(
             config.name, pretrained=False, img_size=config.image_size, in_chans=channels, num_classes=classes

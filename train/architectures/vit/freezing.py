@@ -18,12 +18,13 @@ from ofq_deploy.train.quantizers import Coded, LsqQuantizer
 def freeze(model: nn.Module, writer: Writer) -> Vit:
     """Write every array, linear and quantizer of a converted ViT; returns its sizes."""
     vit, classifiers = cast(QuantVit, model), heads(model)
-    prefix = [vit.cls_token, vit.dist_token] if len(classifiers) == 2 else [vit.cls_token]
+    prefix = [token for token in (vit.cls_token, getattr(vit, "dist_token", None)) if token is not None]
     _freeze_stem(writer, vit, prefix if vit.reg_token is None else [*prefix, vit.reg_token])
     for index, block in enumerate(vit.blocks):
         _freeze_block(writer, block, f"blocks.{index}")
-    writer.put("norm.weight", double(vit.norm.weight))
-    writer.put("norm.bias", double(vit.norm.bias))
+    norm = "norm" if isinstance(vit.norm, nn.LayerNorm) else "fc_norm"
+    last = cast(nn.LayerNorm, getattr(vit, norm))
+    _freeze_norm(writer, norm, last, None)
     for name, head in classifiers.items():
         _freeze_linear(writer, head, name, share=1 / len(classifiers))
         writer.put(f"{name}.input.before", optional(_input(head).before))
@@ -37,10 +38,12 @@ def freeze(model: nn.Module, writer: Writer) -> Vit:
         heads=first.attn.heads,
         hidden=first.mlp.fc1.weight.shape[0],
         classes=classifiers["head"].weight.shape[0],
-        prefix=len(classifiers),
+        prefix=len(prefix),
         key_bias=isinstance(first.attn, QkrAttention) and first.attn.key_bias is not None,
-        epsilon=float(vit.norm.eps),
+        epsilon=float(last.eps),
         registers=0 if vit.reg_token is None else vit.reg_token.shape[1],
+        pool="avg" if vit.global_pool == "avg" else "token",
+        norm="norm" if norm == "norm" else "fc_norm",
     )
 
 
@@ -60,10 +63,11 @@ def _freeze_stem(writer: Writer, vit: QuantVit, prefix: list[torch.Tensor]) -> N
         kernel = torch.from_numpy(real_weight(coded)).view(layer.weight.shape)
         shift = image.after.detach().double().expand(1, layer.weight.shape[1], -1, -1)
         constant = constant + torch.conv2d(shift, kernel, stride=layer.stride).flatten(2)[0].T.numpy()
-    tokens, position = np.concatenate([double(token)[0] for token in prefix]), double(vit.pos_embed)[0]
-    patches = vit.patch_embed.num_patches
+    position, patches = double(vit.pos_embed)[0], vit.patch_embed.num_patches
     writer.put("patch_embed.position", position[-patches:] + constant)
-    writer.put("tokens", tokens + position[:-patches] if len(position) > patches else tokens)
+    if prefix:
+        tokens = np.concatenate([double(token)[0] for token in prefix])
+        writer.put("tokens", tokens + position[:-patches] if len(position) > patches else tokens)
 
 
 def _freeze_norm(writer: Writer, name: str, norm: nn.LayerNorm, before: torch.Tensor | None) -> None:

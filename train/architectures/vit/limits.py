@@ -15,14 +15,14 @@ def faults(model: nn.Module) -> list[str]:
     wrong = {
         "patch dropout": not isinstance(vit.patch_drop, nn.Identity),
         "dropout": vit.pos_drop.p > 0 or vit.head_drop.p > 0,
-        f"pooling {vit.global_pool!r}": vit.global_pool != "token",
-        "no class token": vit.cls_token is None,
+        f"pooling {vit.global_pool!r}": vit.global_pool not in ("token", "avg"),
+        "no class token to pool by": vit.global_pool == "token" and vit.cls_token is None,
         "no learned position embedding": vit.pos_embed is None,
         "dynamic image size": vit.dynamic_img_size,
         "attention pooling": vit.attn_pool is not None,
         "a norm before the blocks": not isinstance(vit.norm_pre, nn.Identity),
-        "a norm after pooling": not isinstance(vit.fc_norm, nn.Identity),
-        "no final LayerNorm": not isinstance(vit.norm, nn.LayerNorm),
+        "not one final LayerNorm": [isinstance(norm, nn.LayerNorm) for norm in (vit.norm, vit.fc_norm)].count(True)
+        != 1,
         "no classifier": not isinstance(vit.head, nn.Linear),
     }
     in_blocks = [f"blocks.{i}: {text}" for i, block in enumerate(vit.blocks) for text in _block_faults(block)]

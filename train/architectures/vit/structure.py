@@ -25,20 +25,23 @@ class QuantPatches(Protocol):
 class QuantVit(Protocol):
     """timm's network after `convert`: its own stem and end, our layers.
 
-    cls_token, dist_token: float [1, 1, dim], the latter with distillation only
+    cls_token, dist_token: float [1, 1, dim], the first or None, the second with distillation only
     reg_token: float [1, registers, dim], or None
+    norm, fc_norm: one of them is a LayerNorm, the other nn.Identity
     pos_embed: float [1, tokens, dim], or [1, patches, dim] where the tokens before the patches have no position
     """
 
     embed_dim: int
-    cls_token: Tensor
+    cls_token: Tensor | None
     dist_token: Tensor
     reg_token: Tensor | None
     pos_embed: Tensor
     patch_embed: QuantPatches
     norm_pre: nn.Identity
     blocks: MutableSequence[QuantBlock]
-    norm: nn.LayerNorm
+    norm: nn.Module
+    fc_norm: nn.Module
+    global_pool: str
 
 
 def convert(model: nn.Module, quantizers: Quantizers) -> None:
@@ -65,6 +68,8 @@ def heads(model: nn.Module) -> dict[str, QuantLinear]:
 def logits(model: nn.Module, images: Tensor) -> list[Tensor]:
     """Logits [batch, classes] of the class head and, where there is one, of the distillation head."""
     tokens: Tensor = model.forward_features(images)  # type: ignore[operator]  # timm's
+    if model.global_pool == "avg":
+        return [model.forward_head(tokens)]  # type: ignore[operator]
     return [getattr(model, name)(tokens[:, index]) for index, name in enumerate(head_names(model))]
 
 
@@ -105,10 +110,10 @@ _ALL_TOKENS = ("attn.input", "attn.v", "attn.k", "attn.z")
 def taps(model: nn.Module) -> dict[str, Tap]:
     """Every activation quantizer, the embedding, middle and output of every block."""
     vit = cast(QuantVit, model)
-    last, prefix = f"blocks.{len(vit.blocks) - 1}.", len(head_names(model))
+    last, read = f"blocks.{len(vit.blocks) - 1}.", len(head_names(model)) if vit.global_pool == "token" else None
 
     def tap(name: str, module: nn.Module) -> Tap:
-        rows = prefix if name.startswith(last) and not name.endswith(_ALL_TOKENS) else None
+        rows = read if name.startswith(last) and not name.endswith(_ALL_TOKENS) else None
         attn = vit.blocks[0].attn
         if name.endswith((".attn.q", ".attn.k")):  # [batch, heads, tokens, head_dim]
             return Tap(module, rows, _join_heads, attn.split_heads)

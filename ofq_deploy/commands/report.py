@@ -6,7 +6,7 @@ from typing import Any
 
 from ofq_deploy.commands.inspect import inspect_model
 from ofq_deploy.errors import DataError, OnnxFileError, OutputError, RunError
-from ofq_deploy.files import refuse_existing, sha256, write_text
+from ofq_deploy.files import refuse_existing, write_text
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.card import card_path, refuse_other_card, write_card
 from ofq_deploy.pages.report import SHOWN, render
@@ -23,12 +23,12 @@ def report_folder(subject: Path | None, output: Path | None, force: bool, say: R
         raise RunError(f"{folder} is no folder; expected a run folder or a folder with results of -o")
     page = output or folder / "report.html"
     refuse_existing(page, force)
-    results = _current(_checked(folder), folder, say)
+    models = {file.path: file for file in exported_models(folder)}
+    results = _current(_checked(folder), folder, models, say)
     if not any("verdict" in result for result in results):
         raise DataError(
             f"{folder} holds no result of validate or bench; make one with: ofq-deploy validate, ofq-deploy bench"
         )
-    models = {file.path: file for file in exported_models(folder)}
     about: dict[Path, list[Result]] = {path: [] for path in sorted(models)}
     for result in results:
         about.get(Path(model_of(result)), []).append(result)
@@ -87,18 +87,20 @@ def _checked(folder: Path) -> dict[Path, Result]:
     return found
 
 
-def _current(found: dict[Path, Result], folder: Path, say: Reporter) -> list[Result]:
+def _current(found: dict[Path, Result], folder: Path, models: dict[Path, OnnxFile], say: Reporter) -> list[Result]:
     """The results but for those about another file than the model of that name that lies here now, each with the path
     that the model has now.
+
+    models: those that lie in the folder, by their path
     """
-    results = []
+    results, models = [], dict(models)
     for file, result in found.items():
         model = folder / Path(model_of(result)).name
         measured = command_of(result) in ("bench", "bench-gpu")
         entry = result["model"] if measured else result
         digest = entry.get("sha256" if measured else "model_sha256")
         if model.is_file() and digest is not None:
-            if digest != sha256(model):
+            if digest != models.setdefault(model, OnnxFile(model)).sha256:
                 say.say(f"{file} is about another {model.name} than the one beside it and is left out; make it again")
                 continue
             entry["path" if measured else "model"] = str(model)

@@ -192,7 +192,7 @@ def prepare(network: Any, bits: list[int], folder: Path, report: Reporter, left_
                 write_checked(build_fp32(frozen, folder / "weights.safetensors"), own)
                 add(ort_entry, BASELINE, own, is_float=True)
             for target in ("ort-cpu", "portable", "openvino"):
-                if target not in TARGETS or (target == "openvino" and choices["act_step"] == "token"):
+                if target == "openvino" and choices["act_step"] == "token":
                     continue
                 path = folder / f"{target}-{len(entries)}.onnx"
                 write_checked(build(frozen, TARGETS[target].load_operators()), path)

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from ofq_deploy import api
 from ofq_deploy.data.datasets import load_dataset
@@ -140,3 +142,29 @@ def test_without_the_package_the_cure_is_named(model: Path, monkeypatch: pytest.
 
     with pytest.raises(BackendMissing, match=r"pip install 'ofq-deploy\[openvino\]'"):
         openvino.OpenVinoRunner(OnnxFile(model), 1, 1)
+
+
+def test_a_model_of_one_head_is_proven(tiny_settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its logits are a copy of the head's output, whose name OpenVINO knows too."""
+    settings = {**tiny_settings, **TENSOR, "teacher.epochs": 1, "model.distilled": False}
+    model = api.export(api.train(output=tmp_path / "run", overrides=settings, device="cpu"), target="openvino")
+
+    proof = api.validate(model, images=2, backend="openvino")
+
+    assert proof["codes_compared"] > 0
+    assert proof["parity"][0]["first_divergence"] is None
+    assert [entry["operator"] for entry in proof["parity"][0]["floats"]][-1] == "logits"
+
+
+def test_a_copied_output_has_the_name_that_the_file_gives_it(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["a.step"]), helper.make_node("Identity", ["a.step"], ["y"])]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2]) for name in ("x", "y", "a.step")]
+    for outputs in (values[1:2], values[1:], values[:0:-1]):
+        graph = helper.make_graph(nodes, "copied", values[:1], outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+        with openvino.OpenVinoRunner(model, 1) as runner:
+            made = runner.infer({"x": np.array([[-1, 2]], dtype=np.float32)})
+
+        assert runner.metadata.outputs == tuple(value.name for value in outputs)
+        assert all(value.tolist() == [[0, 2]] for value in made.values())

@@ -9,7 +9,7 @@ import msgspec
 from ofq_deploy.commands.inspect import inspect_model
 from ofq_deploy.commands.requests import ReportRequest
 from ofq_deploy.errors import DataError, OnnxFileError, OutputError, RunError
-from ofq_deploy.files import refuse_existing, sha256, write_text
+from ofq_deploy.files import refuse_existing, write_text
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages.card import card_path, refuse_other_card, write_card
 from ofq_deploy.pages.report import SHOWN, render
@@ -30,12 +30,12 @@ def report(request: ReportRequest, say: Reporter) -> ReportResult:
         raise RunError(f"{folder} is no folder; expected a run folder or a folder with results of -o")
     path = request.output or folder / "report.html"
     refuse_existing(path, request.force)
-    results = _current(read_results(folder, SHOWN), folder, say)
+    models = {file.path: file for file in exported_models(folder)}
+    results = _current(read_results(folder, SHOWN), folder, models, say)
     if all(isinstance(result, InspectResult) for result in results):
         raise DataError(
             f"{folder} holds no result of validate or bench; make one with: ofq-deploy validate, ofq-deploy bench"
         )
-    models = {file.path: file for file in exported_models(folder)}
     about: dict[Path, list[Result]] = {model: [] for model in sorted(models)}
     for result in results:
         about.get(Path(model_file(result)[0]), []).append(result)
@@ -80,16 +80,18 @@ def write_page(path: Path, result: Result, force: bool) -> None:
     write_text(path, page(f"ofq-deploy report: {name}", shown), force)
 
 
-def _current(found: dict[Path, Result], folder: Path, say: Reporter) -> list[Result]:
+def _current(found: dict[Path, Result], folder: Path, models: dict[Path, OnnxFile], say: Reporter) -> list[Result]:
     """The results but for those about another file than the model of that name that lies here now, each with the path
     that the model has now.
+
+    models: those that lie in the folder, by their path
     """
-    results = []
+    results, models = [], dict(models)
     for file, result in found.items():
         path, digest = model_file(result)
         model = folder / Path(path).name
         if model.is_file() and digest is not None:
-            if digest != sha256(model):
+            if digest != models.setdefault(model, OnnxFile(model)).sha256:
                 say.say(f"{file} is about another {model.name} than the one beside it and is left out; make it again")
                 continue
             result = moved(result, str(model))

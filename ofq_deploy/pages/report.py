@@ -11,7 +11,6 @@ from ofq_deploy.pages.html import percent, template
 from ofq_deploy.pages.speed_sections import FLOAT, ratio, role_name
 from ofq_deploy.results.record import Table as Result
 from ofq_deploy.results.record import command_of, model_of
-from ofq_deploy.targets import TARGETS
 
 SHOWN = ("validate", "parity", "bench", "bench-gpu", "inspect")
 
@@ -126,7 +125,7 @@ def _overview(models: dict[str, _Model]) -> dict[str, Any]:
 
 
 def _bits(contents: Result) -> str:
-    if TARGETS[contents["target"]].is_float:
+    if not contents["quantization"]:
         return "32 / 32"
     return "{weight_bits} / {act_bits}".format(**contents["quantization"])
 

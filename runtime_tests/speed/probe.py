@@ -1,6 +1,7 @@
 """What a fresh process needs to load a model and run it once.
 
-Run as `python -m ofq_deploy.runtime_tests.speed.probe BACKEND MODEL THREADS BATCH CHANNELS HEIGHT WIDTH`.
+Run as `python -m ofq_deploy.runtime_tests.speed.probe OPENS PACKAGE MODEL THREADS BATCH CHANNELS HEIGHT WIDTH`, OPENS and PACKAGE
+being those of a backend's record: the process need not know the backend by its name.
 """
 
 import json
@@ -10,8 +11,10 @@ import time
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 
 from ofq_deploy.errors import OnnxFileError
+from ofq_deploy.runtime_tests.runners.registry import find_opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +31,26 @@ def probe(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> Co
     shape: of the images, [batch, channels, height, width]
     """
     module = "ofq_deploy.runtime_tests.speed.probe"
-    command = [sys.executable, "-m", module, backend, str(model.resolve()), *map(str, (threads, *shape))]
+    record = find_opening(backend)[0]
+    numbers = map(str, (threads, *shape))
+    command = [sys.executable, "-m", module, record.opens, record.package, str(model.resolve()), *numbers]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise OnnxFileError(f"{model} cannot be run: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return Cost(**json.loads(done.stdout))
 
 
-def _main(backend: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
+def _main(opens: str, package: str, model: Path, threads: int, shape: tuple[int, ...]) -> None:
     import numpy as np
 
     from ofq_deploy.model.file import OnnxFile
-    from ofq_deploy.runner import logits
-    from ofq_deploy.runtime_tests.runners.registry import find_opening, open_runner
+    from ofq_deploy.runner import Opening, logits
 
-    import_module(find_opening(backend)[0].package)  # its import is not the model's cost
+    open_model = resolve_name(opens)
+    import_module(package)  # its import is not the model's cost
     before = _peak_mb()
     start = time.perf_counter()
-    runner = open_runner(backend, OnnxFile(model), threads, shape[0])
+    runner = open_model(OnnxFile(model), Opening("probe", threads, shape[0]))
     load_ms = 1000 * (time.perf_counter() - start)
     logits(runner, np.zeros(shape, dtype=np.float32))
     print(json.dumps({"load_ms": load_ms, "peak_mb": _peak_mb() - before}))
@@ -64,4 +69,4 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), tuple(map(int, sys.argv[4:])))
+    _main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), tuple(map(int, sys.argv[5:])))

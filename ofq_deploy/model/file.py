@@ -1,7 +1,6 @@
 """Reading exported ONNX files: what they say of themselves, their taps, and the codes they hold."""
 
 import json
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.files import sha256
 from ofq_deploy.model.grids import recipe_bits
+from ofq_deploy.model.names import lengthen
 from ofq_deploy.runner import FORCED
 from ofq_deploy.targets import TARGETS, Target
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
 
 PREFIX = "ofq_deploy."  # of the keys of our metadata
-ROLES = f"{PREFIX}roles"
-SHORT_NAME = re.compile(r"(\d*)\.([0-9a-z]+?)(_.*|quant.*)?")  # quantizers append to names
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,10 @@ def read_model(path: Path, made_from: "onnx.ModelProto | None" = None) -> "onnx.
     Nodes without a name get that of their first output.
     """
     model = parse_model(path)
-    lengthen(model, path, made_from)
+    try:
+        lengthen(model, made_from)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
     return model
 
 
@@ -119,36 +120,6 @@ def parse_model(path: Path) -> "onnx.ModelProto":
     if not model.graph.node:
         raise OnnxFileError(f"{path} holds no ONNX graph; export it again")
     return model
-
-
-def lengthen(model: "onnx.ModelProto", path: Path, made_from: "onnx.ModelProto | None" = None) -> None:
-    """Give every name its long form, in place; OnnxFileError for names that do not fit the metadata."""
-    try:
-        roles = _roles(model) or (_roles(made_from) if made_from else [])
-        for node in model.graph.node:
-            for names in (node.output, node.input):
-                for index, name in enumerate(names):
-                    names[index] = _long_name(name, roles)
-            node.name = node.name or node.output[0]
-        for tensor in model.graph.initializer:
-            tensor.name = _long_name(tensor.name, roles)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise OnnxFileError(f"{path} has names that do not fit its metadata ({error}); export it again") from error
-
-
-def _roles(model: "onnx.ModelProto") -> list[str]:
-    return next((json.loads(entry.value) for entry in model.metadata_props if entry.key == ROLES), [])
-
-
-def _long_name(name: str, roles: list[str]) -> str:
-    """Undo the shortening that the writer applies, if it did: `3.h` is role 17 (h in base 36) of block 3, `.i` is role
-    18 itself.
-    """
-    match = SHORT_NAME.fullmatch(name) if roles else None
-    if match is None:
-        return name
-    role = roles[int(match[2], 36)] + (match[3] or "")
-    return f"blocks.{match[1]}.{role}" if match[1] else role
 
 
 def _properties(model: "onnx.ModelProto") -> dict[str, str]:

@@ -45,9 +45,9 @@ def test_an_interval_holds_its_share_and_narrows(count: int, share: float) -> No
 
 
 def test_top1_and_top5_count_ranks() -> None:
-    table = of([1, 2, 3, 4], [1, 2, 9, 0]).table()
+    table = of([1, 2, 3, 4, 5], [1, 2, 3, 9, 0]).table()
 
-    assert (table["images"], table["top1"], table["top5"]) == (4, 50.0, 75.0)
+    assert (table["images"], table["top1"], table["top5"]) == (5, 60.0, 80.0)
 
 
 def test_paired_counts_only_what_tells_them_apart() -> None:

@@ -110,6 +110,13 @@ def test_noise_concludes_nothing() -> None:
     assert restless.noise > 0.5
 
 
+def test_noise_is_the_middle_half_of_the_baselines_times() -> None:
+    quiet = speedup.speedup(np.linspace(0.8, 1.2, 101), np.ones(101))
+    restless = speedup.speedup(np.linspace(0.4, 1.6, 101), np.ones(101))
+
+    assert (quiet.noise, restless.noise) == pytest.approx((0.2, 0.6))
+
+
 def test_times_of_one_round_stay_together() -> None:
     shared = np.exp(np.random.default_rng(5).standard_normal(500))
 

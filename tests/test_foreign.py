@@ -26,7 +26,7 @@ from ofq_deploy.pages.report import render
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.foreign import ForeignResult
 from ofq_deploy.runtime_tests.proof.tensors import compare_tensors, half_quantized
-from tests.test_schemas import check
+from tests.support.schemas import check
 
 Proto = onnx.ModelProto
 QUIET = Reporter(quiet=True)

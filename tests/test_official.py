@@ -47,7 +47,7 @@ from tests.support.official_mini import (
     without_steps,
 )
 from tests.support.real_data import real
-from tests.test_schemas import check
+from tests.support.schemas import check
 
 CHECKPOINT, GOLDEN = "ofq-official/deit_t_w4a4_qkr.pth.tar", "ofq-official/deit_t_w4a4_qkr.golden.npz"
 LABELS = tuple("0123456789")

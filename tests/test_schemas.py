@@ -11,39 +11,14 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
-from referencing import Registry, Resource
 
 from ofq_deploy import api
 from ofq_deploy.commands.requests import BenchRequest, DemoRequest, PackageRequest, Request, ValidateRequest
 from ofq_deploy.results.kinds import KINDS
 from ofq_deploy.results.record import to_json
+from tests.support.schemas import SCHEMAS, check, documents
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMAS = ROOT / "ofq_deploy" / "results" / "schemas"
-
-
-def _closed(node: Any) -> Any:
-    """A schema under which fields that it does not name are faults."""
-    if isinstance(node, list):
-        return [_closed(entry) for entry in node]
-    if not isinstance(node, dict):
-        return node
-    closed = {key: _closed(value) for key, value in node.items()}
-    if isinstance(node.get("properties"), dict) and "required" in node:
-        closed.setdefault("additionalProperties", False)
-    return closed
-
-
-def _documents() -> dict[str, Any]:
-    return {file.name: json.loads(file.read_text()) for file in SCHEMAS.glob("*.json")}
-
-
-def check(result: dict[str, Any]) -> None:
-    """Raise ValidationError unless a result, as it is written, is exactly what its schema promises."""
-    documents = {name: _closed(document) for name, document in _documents().items()}
-    registry = Registry().with_resources([(name, Resource.from_contents(d)) for name, d in documents.items()])
-    name = result["schema"].split("/")[1]
-    Draft202012Validator(documents[f"{name}.schema.json"], registry=registry).validate(json.loads(to_json(result)))
 
 
 def _typed(*words: object, cwd: Path, code: int = 0) -> dict[str, Any]:
@@ -60,7 +35,7 @@ def validation(portable_model: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [file.name for file in SCHEMAS.glob("*.json")])
 def test_the_schema_files_are_valid(name: str) -> None:
-    Draft202012Validator.check_schema(_documents()[name])
+    Draft202012Validator.check_schema(documents()[name])
 
 
 def test_validate(validation: dict[str, Any]) -> None:
@@ -157,7 +132,7 @@ def test_every_field_is_described() -> None:
         own = [f"{path}.{name}" for name, value in node.get("properties", {}).items() if not value.get("description")]
         return own + [found for key, value in node.items() for found in silent(value, f"{path}.{key}")]
 
-    assert [found for name, document in _documents().items() for found in silent(document, name)] == []
+    assert [found for name, document in documents().items() for found in silent(document, name)] == []
 
 
 def test_every_command_has_a_schema() -> None:

@@ -29,7 +29,7 @@ from ofq_deploy.runtime_tests.proof.proof import Proof, prove_constants, prove_f
 from ofq_deploy.runtime_tests.runners import tensorrt_build
 from ofq_deploy.targets import TARGETS
 from tests.support.models import frozen_model, sizes
-from tests.test_schemas import check as check_schema
+from tests.support.schemas import check as check_schema
 
 compiles = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="TensorRT-RTX, which builds engines without a GPU, is not installed"

@@ -33,7 +33,7 @@ from ofq_deploy.runtime_tests.speed import tensorrt_bench
 from ofq_deploy.runtime_tests.speed.float16 import float16
 from ofq_deploy.runtime_tests.speed.rounds import Protocol
 from tests.support.fake_tensorrt import FakeStream, FakeTensorRT
-from tests.test_schemas import check
+from tests.support.schemas import check
 
 GPU = cuda.Gpu("NVIDIA H100", "9.0", "580.65", "GPU-0")
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=2, samples=2, calls=4)

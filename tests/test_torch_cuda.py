@@ -32,7 +32,7 @@ from ofq_deploy.runtime_tests.speed.int8_block import Block, check_block, check_
 from ofq_deploy.runtime_tests.speed.rounds import Protocol, wall_timer
 from ofq_deploy.runtime_tests.speed.torch_cuda import Lane, bench_torch_cuda, block_products, compiled_block
 from tests.support.models import sizes
-from tests.test_schemas import check
+from tests.support.schemas import check
 
 QUICK = Protocol(warm_up_calls=1, warm_up_seconds=0, rounds=1, samples=1, calls=2)
 CPU = Lane("cpu", wall_timer)

@@ -4,6 +4,7 @@ The batch axis is symbolic. Values are named after the nodes that make them, so 
 """
 
 from collections.abc import Mapping
+from typing import assert_never
 
 import numpy as np
 import onnx_ir as ir
@@ -82,6 +83,8 @@ class Lowering:
                 if self.is_deferred(node):
                     return
                 value = self.layout(node, self.values[node.x], node.name.rpartition(".")[0], node.name)
+            case _:
+                assert_never(node)
         self.values[node.output] = value
 
     def quantize(self, node: nodes.Quantize) -> ir.Value:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import onnx
 import pytest
 
@@ -16,7 +15,7 @@ from ofq_deploy.errors import OnnxFileError, RunError
 from ofq_deploy.export import fp32, network, write
 from ofq_deploy.model import file as model_file
 from ofq_deploy.model.frozen import load_frozen, save_frozen
-from ofq_deploy.results.proof import ProofResult
+from ofq_deploy.results.kinds import decode
 from ofq_deploy.results.record import keep
 from ofq_deploy.runs.subject import Subject, find
 from ofq_deploy.targets import TARGETS
@@ -83,7 +82,7 @@ def test_a_command_parses_and_hashes_its_model_once(
 def test_a_report_parses_and_hashes_every_model_once(run: Path, counted: tuple[Counter[str], Counter[str]]) -> None:
     parsed, hashed = counted
     for target in ("portable", "tensorrt"):
-        keep(msgspec.convert(api.validate(run / f"model.{target}.onnx", images=1), ProofResult))
+        keep(decode(api.validate(run / f"model.{target}.onnx", images=1)))
     parsed.clear()
     hashed.clear()
 

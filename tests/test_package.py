@@ -402,7 +402,7 @@ def test_a_bare_python_predicts_what_we_predict_on_photographs(bare_python: Path
 @pytest.mark.parametrize(
     ("opset", "weight_bits", "act_bits", "oldest"),
     [
-        (20, None, None, "1.17"),
+        (20, 8, 8, "1.17"),
         (21, 8, 8, "1.18"),
         (20, 3, 8, "1.21"),
         (22, 8, 8, "1.21"),
@@ -414,9 +414,8 @@ def test_a_bare_python_predicts_what_we_predict_on_photographs(bare_python: Path
 )
 def test_the_oldest_onnxruntime_of_a_model(opset: int, weight_bits: int, act_bits: int, oldest: str) -> None:
     """Golden values: what the versions loaded when they were tried, see docs/serving.md."""
-    bits = {"weight_bits": weight_bits, "act_bits": act_bits} if weight_bits else {}
-
-    assert oldest_onnxruntime(opset, bits) == oldest
+    assert oldest_onnxruntime(opset, {weight_bits}, {act_bits}) == oldest
+    assert oldest_onnxruntime(opset, {8, weight_bits}, {8, act_bits}) == oldest
 
 
 def test_the_readme_of_a_package_names_the_oldest_onnxruntime(portable_model: Path, tmp_path: Path) -> None:

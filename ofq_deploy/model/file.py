@@ -55,6 +55,16 @@ class ModelFile:
         return self.bits.get(kind, {}).get(name) or recipe_bits(name, int(self.quantization[key]))
 
     @property
+    def weight_widths(self) -> set[int]:
+        """Bits of weights in the blocks: the recipe's, and those that depart from them; 8 in a float model."""
+        return {self.quantization.get("weight_bits", 8), *self.bits.get("weights", {}).values()}
+
+    @property
+    def act_widths(self) -> set[int]:
+        """The same of activation codes."""
+        return {self.quantization.get("act_bits", 8), *self.bits.get("activations", {}).values()}
+
+    @property
     def made_for(self) -> Target:
         return TARGETS[self.target]
 

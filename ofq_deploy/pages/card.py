@@ -73,6 +73,8 @@ def card(file: OnnxFile, contents: Result, name: str, run: Path, results: list[R
         target=described.target,
         is_float=described.made_for.is_float,
         quantization=described.quantization,
+        weight_bits=_bits(described.weight_widths),
+        act_bits=_bits(described.act_widths),
         trained=bool(manifest.get("results")),
         contents=contents,
         kinds=sorted(contents["bytes_by_kind"].items(), key=lambda kind: -kind[1]),
@@ -126,3 +128,8 @@ def _verify(name: str, target: Target) -> str:
         return f"ofq-deploy bench {name}"
     backend = f" --backend {target.only_on}" if target.only_on else ""
     return f"ofq-deploy validate {name} --run RUN_FOLDER{backend}"
+
+
+def _bits(bits: set[int]) -> str:
+    """What stands before "-bit"."""
+    return f"{min(bits)}" if len(bits) == 1 else f"{min(bits)}- to {max(bits)}"

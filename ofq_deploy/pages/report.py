@@ -127,7 +127,14 @@ def _overview(models: dict[str, _Model]) -> dict[str, Any]:
 def _bits(contents: Result) -> str:
     if not contents["quantization"]:
         return "32 / 32"
-    return "{weight_bits} / {act_bits}".format(**contents["quantization"])
+    layers = [layer for layer in contents["layers"] if layer["name"].startswith("blocks.")]
+    weights, acts = ({layer[key] for layer in layers} - {None} for key in ("bits_trained", "act_bits"))
+    usual = contents["quantization"]
+    return f"{_widths(weights or {usual['weight_bits']})} / {_widths(acts or {usual['act_bits']})}"
+
+
+def _widths(bits: set[int]) -> str:
+    return f"{min(bits)}" if len(bits) == 1 else f"{min(bits)} to {max(bits)}"
 
 
 def _environments(results: Sequence[Result]) -> list[tuple[dict[str, Any], list[str]]]:

@@ -8,8 +8,6 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import msgspec
-
 from ofq_deploy.errors import RecipeError
 from ofq_deploy.recipe.types import Recipe, taken
 
@@ -127,7 +125,9 @@ def _typed(value: Any, hint: Any) -> Any:
     kind = getattr(hint, "__origin__", hint)
     if not isinstance(value, str) or kind not in (bool, int, float):
         return value
+    if kind is bool:
+        return {"true": True, "false": False}.get(value.lower(), value)
     try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError:
+        return kind(value)
+    except ValueError:
         return value

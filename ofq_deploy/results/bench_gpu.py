@@ -1,6 +1,6 @@
 """What `bench` tells on a GPU."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -185,7 +185,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
 class BenchGpuResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/bench-gpu/1"):
     """Result of ofq-deploy bench on a GPU (--backend tensorrt or torch-cuda)."""
 
-    backend: Annotated[Literal["tensorrt", "torch-cuda"], about("runtime")]
+    backend: Annotated[str, about("runtime")]
     protocol: Annotated[Protocol, about("how it was measured; see docs/gpu.md")]
     rounds: Annotated[list[ClockedRounds] | UnsetType, about("by batch size and way of launching, tensorrt")] = UNSET
     products: Annotated[list[ProductForms] | UnsetType, about("every matrix product of a block, torch-cuda")] = UNSET

@@ -1,11 +1,6 @@
-"""The one sentence that sums a comparison up; runtime_tests.bench and foreign have their own."""
+"""The one sentence that sums a comparison up; runtime_tests/speed/bench.py and commands/foreign.py have their own."""
 
 from typing import Any
-
-
-def judged(result: dict[str, Any]) -> dict[str, Any]:
-    """A result of `validate` with its verdict."""
-    return {"verdict": validation_verdict(result)} | result
 
 
 def validation_verdict(result: dict[str, Any]) -> str:

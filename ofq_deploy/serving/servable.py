@@ -82,22 +82,21 @@ def read_servable(source: OnnxFile) -> Servable:
         image=image,
         logits=logits,
         opset=opset,
-        onnxruntime=oldest_onnxruntime(opset, file.quantization),
+        onnxruntime=oldest_onnxruntime(opset, file.weight_widths, file.act_widths),
     )
 
 
-def oldest_onnxruntime(opset: int, quantization: dict[str, Any]) -> str:
+def oldest_onnxruntime(opset: int, weight_bits: set[int], act_bits: set[int]) -> str:
     """The oldest version of ONNX Runtime that has the operators and types of a model; "1.17" was the oldest tried.
 
-    quantization: of the model's metadata; empty for a float model
+    weight_bits, act_bits: all widths in the model
     """
-    weight_bits, act_bits = quantization.get("weight_bits", 8), quantization.get("act_bits", 8)
     minor = OLDEST_MINOR.get(max(opset, min(OLDEST_MINOR)), max(OLDEST_MINOR.values()))
-    if weight_bits <= 4:
+    if min(weight_bits) <= 4:
         minor = max(minor, 21)  # Add of int8, which joins bit planes
-    if weight_bits == 4 and opset >= 21:
+    if 4 in weight_bits and opset >= 21:
         minor = max(minor, 23)  # Cast of INT4
-    if act_bits < 8:
+    if min(act_bits) < 8:
         minor = max(minor, 24)  # Min of uint8, which clips codes
     return f"1.{minor}"
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PRODUCTS = INTEGER_PRODUCTS | FLOAT_PRODUCTS | {"ConvTranspose", "Attention", "MultiHeadAttention", "QAttention"}
 UNCOUNTED = {"Einsum", "GroupQueryAttention", "LSTM", "GRU", "RNN", "If", "Loop", "Scan"}
 LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Identity", "Cast"}
+TO_FLOAT = ("Cast", "DequantizeLinear")
 ROW_SUMS = ".row_sum.total"  # written as products with ones
 WIDEST_CODES = 8
 
@@ -170,8 +171,13 @@ def _codes_of(name: str, producers: dict[str, "onnx.NodeProto"]) -> str:
 
 
 def _named(name: str, producers: dict[str, "onnx.NodeProto"], ending: str) -> str:
-    """The layer or quantizer whose weights or codes an operand holds, by the ending of their name in our files."""
-    found = next((value for value in _history(name, producers) if value.endswith(ending)), name)
+    """The layer or quantizer whose weights or codes an operand holds, by the ending of their name in our files.
+
+    Codes that were made float for one product are named after that product, and their quantizer before that.
+    """
+    named = [value for value in _history(name, producers) if value.endswith(ending)]
+    coded = [value for value in named if value not in producers or producers[value].op_type not in TO_FLOAT]
+    found = next(iter(coded), name)
     return re.sub(r"\.\d+$", "", found.removesuffix(ending))  # weights cut by columns are numbered
 
 

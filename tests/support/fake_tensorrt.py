@@ -1,6 +1,6 @@
 """A stand-in for the module `tensorrt` and for a GPU: engines that ONNX Runtime executes, in the memory that they are told.
 
-It has the names that runtime_tests/tensorrt.py and tensorrt_build.py use; tools/tensorrt_names.py compares those
+It has the names that runtime_tests/runners/tensorrt.py and tensorrt_build.py use; tools/tensorrt_names.py compares those
 with the real module's.
 """
 

@@ -25,14 +25,15 @@ def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Mo
     """
     architecture, opset = frozen.architecture, check_opset(opset or LOWEST_OPSET)
     try:
-        lowering = _Floats(architecture.float_graph(), architecture.float_arrays(load_file(weights)))
-        logits = lowering.lower()
+        arrays = architecture.float_arrays(load_file(weights))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{weights} is not a whole safetensors file ({error})") from error
     except KeyError as error:
         raise ModelError(
             f"{weights} lacks the tensor {error}; expected timm's names of a vision transformer"
         ) from error
+    lowering = _Floats(architecture.float_graph(), arrays)
+    logits = lowering.lower()
     about = {"ofq_deploy.method": "float", "ofq_deploy.quantization": json.dumps({})}
     properties = {**metadata(frozen, "fp32", ""), **about}
     properties.pop("ofq_deploy.bits", None)
@@ -42,7 +43,7 @@ def build_fp32(frozen: Frozen, weights: Path, opset: int | None = None) -> ir.Mo
 class _Floats(Lowering):
     def is_deferred(self, layout: nodes.Layout) -> bool:
         """Patches are read by a convolution; q, k and v are laid out together."""
-        return layout.x == "image" or layout.output in self.values
+        return _is_patches(layout) or layout.output in self.values
 
     def emit(self, node: nodes.AnyNode) -> None:
         if node.output not in self.values:
@@ -50,11 +51,13 @@ class _Floats(Lowering):
 
     def linear(self, node: nodes.Linear) -> ir.Value:
         maker = self.network.makers[node.x]
-        if isinstance(maker, nodes.Layout) and maker.x == "image":
+        if isinstance(maker, nodes.Layout) and _is_patches(maker):
             return self._convolution(node, maker)
         siblings = [reader for reader in self.network.readers[node.x] if isinstance(reader, nodes.Linear)]
-        if len(siblings) > 1:
-            return self._merged(siblings)
+        layouts = [layout for sibling in siblings if (layout := self._only_layout(sibling)) is not None]
+        shapes = {(sibling.width, layout.sizes["h"]) for sibling, layout in zip(siblings, layouts, strict=False)}
+        if len(siblings) == len(layouts) > 1 and len(shapes) == 1:
+            return self._merged(siblings, layouts)
         b, name, x = self.b, node.name, self.values[node.x]
         weight = b.float(f"{name}.weight", self.arrays[f"{name}.weight"].T)
         bias = self.arrays.get(f"{name}.bias")
@@ -80,7 +83,13 @@ class _Floats(Lowering):
         x = b.reshape(x, [0, node.width, self.network.shapes[patches.output][0]], f"{name}.flat")
         return b.transpose(x, (0, 2, 1), f"{name}.rows")
 
-    def _merged(self, linears: list[nodes.Linear]) -> ir.Value:
+    def _only_layout(self, linear: nodes.Linear) -> nodes.Layout | None:
+        """The layout by heads that alone reads a linear."""
+        readers = self.network.readers[linear.output]
+        layout = readers[0] if len(readers) == 1 else None
+        return layout if isinstance(layout, nodes.Layout) and set(layout.sizes) == {"h"} else None
+
+    def _merged(self, linears: list[nodes.Linear], layouts: list[nodes.Layout]) -> ir.Value:
         """Linears that read the same value as one product, its columns given to each and laid out; returns the first."""
         b, names = self.b, [linear.name.rpartition(".") for linear in linears]
         parent = names[0][0]
@@ -89,9 +98,6 @@ class _Floats(Lowering):
         biases = [self.arrays[f"{linear.name}.bias"] for linear in linears if f"{linear.name}.bias" in self.arrays]
         weight = b.float(f"{name}.weight", np.concatenate(weights).T)
         x = self._affine(name, self.values[linears[0].x], weight, np.concatenate(biases) if biases else None)
-        layouts = [
-            node for linear in linears for node in self.network.readers[linear.output] if isinstance(node, nodes.Layout)
-        ]
         heads = layouts[0].sizes["h"]
         rows, width = self.network.shapes[linears[0].output]
         x = b.reshape(x, [0, rows, len(linears) * heads, width // heads], f"{parent}.split")
@@ -104,3 +110,8 @@ class _Floats(Lowering):
 
     def _order(self, layout: nodes.Layout) -> tuple[int, ...]:
         return layout_steps(layout, self.network.shapes[layout.x]).order
+
+
+def _is_patches(layout: nodes.Layout) -> bool:
+    """Whether it cuts the image into patches, which a convolution does with its weights at once."""
+    return layout.x == "image" and set(layout.sizes) == {"p", "q"}

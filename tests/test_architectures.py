@@ -2,7 +2,7 @@
 them: training, freezing, every target, the proof.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,10 +10,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ofq_deploy.data.images import Preprocessing
 from ofq_deploy.errors import ModelError
+from ofq_deploy.export.fp32 import build_fp32
 from ofq_deploy.export.network import build
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.model.architecture import Codings, Floats
@@ -28,6 +30,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Annealing, Quantization
 from ofq_deploy.runner import FORCED
 from ofq_deploy.runtime_tests.proof.proof import prove_operators, prove_weights
+from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 from ofq_deploy.targets import TARGETS
 from ofq_deploy.train.architectures.protocols import Layer, Product, Tap
 from ofq_deploy.train.architectures.registry import ADAPTERS, adapter_of
@@ -70,7 +73,7 @@ class ToyAdapter:
             source = model.get_submodule(name)
             assert isinstance(source, nn.Linear)
             shift = (source.in_features,)
-            into = quantizers.activation(f"{name}.input", (1,), source.in_features, shifts=(shift, shift))
+            into = quantizers.activation(f"{name}.input", PerTensor(), source.in_features, shifts=(shift, shift))
             setattr(model, name, QuantLinear(source, quantizers.weight(source.weight, name), into))
 
     def logits(self, model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -111,8 +114,6 @@ class ToySizes:
     classes: int
 
     def graph(self, quantization: Quantization, quantizers: Codings, linears: Codings) -> Graph:
-        pixels = self.side**2
-
         def coded(name: str, x: str, width: int, out: int) -> list[AnyNode]:
             grid, bits = quantizers[f"{name}.input"].grid, quantizers[f"{name}.input"].bits
             assert grid != "half"
@@ -123,23 +124,28 @@ class ToySizes:
                 Linear(name, f"{name}.input.codes", width, out, weights.grid, weights.bits),
             ]
 
+        return self._graph(coded)
+
+    def float_graph(self) -> Graph:
+        return self._graph(lambda name, x, width, out: [Linear(name, x, width, out, "signed", 8)])
+
+    def float_arrays(self, weights: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {
+            f"{name}.{part}": weights[f"{name}.{part}"] for name in ("first", "last") for part in ("weight", "bias")
+        }
+
+    def _graph(self, linear: Callable[[str, str, int, int], list[AnyNode]]) -> Graph:
         return Graph(
             (
                 Image("image", 1, self.side),
                 Layout("pixels", "image", "c h w -> (c h w)", {}),
-                *coded("first", "pixels", pixels, self.dim),
+                *linear("first", "pixels", self.side**2, self.dim),
                 Gelu("activation", "first.out"),
                 Add("sum", ("first.out", "activation"), tap=True),
-                *coded("last", "sum", self.dim, self.classes),
+                *linear("last", "sum", self.dim, self.classes),
                 Add("logits", ("last.out",), tap=True),
             )
         )
-
-    def float_graph(self) -> Graph:
-        raise NotImplementedError
-
-    def float_arrays(self, weights: Mapping[str, Floats]) -> dict[str, Floats]:
-        raise NotImplementedError
 
 
 @pytest.fixture
@@ -201,6 +207,19 @@ def test_a_toy_network_is_exported_and_proven(target: str, toy: Toy, tmp_path: P
     assert runtime.passed, runtime.faults()
     assert witness.passed, witness.faults()
     assert runtime.compared == 8 * (256 + 16)
+
+
+def test_the_float_form_of_a_toy_network_computes_its_logits(toy: Toy, tmp_path: Path) -> None:
+    config, images = Quantization(act_step="tensor"), random_images()
+    student, _ = convert(toy, config)
+    calibrate(student, images)
+    save_file(toy.state_dict(), tmp_path / "teacher.safetensors")
+    model = build_fp32(freeze(student, config, PREPROCESSING, ("a", "b", "c")), tmp_path / "teacher.safetensors")
+    write_checked(model, tmp_path / "fp32.onnx")
+    with torch.no_grad():
+        expected = toy(images).numpy()
+
+    np.testing.assert_allclose(run_logits(open_session(tmp_path / "fp32.onnx"), images.numpy()), expected, atol=1e-5)
 
 
 def test_the_witness_sees_and_forces_the_taps_of_a_toy_network(toy: Toy) -> None:

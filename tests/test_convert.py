@@ -1,6 +1,7 @@
 """Conversion keeps the network: float equality, no new weights, refusals, calibration, checkpoints."""
 
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -143,6 +144,10 @@ def hybrid_stem(**sizes: Any) -> nn.Module:
     [
         ({"qk_norm": True}, "q_norm"),
         ({"global_pool": "max"}, "pooling 'max'"),
+        ({"global_pool": "avg", "pool_include_prefix": True}, "pooling over the class token"),
+        ({"fc_norm": True}, "a norm after pooling"),
+        ({"norm_layer": partial(nn.LayerNorm, bias=False)}, "norms without a bias"),
+        ({"distilled": True, "reg_tokens": 2}, "register tokens beside"),
         ({"pos_embed": "none"}, "position embedding"),
         ({"pre_norm": True}, "norm before the blocks"),
         ({"final_norm": False}, "final LayerNorm"),

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import ModelError
 from ofq_deploy.model.architecture import Coding
+from ofq_deploy.model.nodes import PerTensor
 from ofq_deploy.train.quantizers import STEP_FLOOR, Coded, LsqQuantizer
 
 Double = NDArray[np.float64]
@@ -59,9 +60,14 @@ def optional(shift: torch.Tensor | None) -> Double | None:
     return None if shift is None else double(shift)
 
 
-def folded_step(step: Double) -> Double | float:
-    """What folds into a scale: the step of a tensor quantizer. Token steps stay outside and count as 1 here."""
-    return step.item() if step.size == 1 else 1.0
+def folded_step(quantizer: LsqQuantizer, step: Double | None = None) -> float:
+    """What folds into a scale: the step of a tensor quantizer. Token steps stay outside and count as 1 here.
+
+    step: as the frozen file has it, where a fold must use that
+    """
+    if not isinstance(quantizer.granularity, PerTensor):
+        return 1.0
+    return (step_of(quantizer) if step is None else step).item()
 
 
 def real_weight(coded: Coded) -> Double:

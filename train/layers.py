@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ofq_deploy.model.grids import EDGE_BITS
+from ofq_deploy.model.nodes import PerChannel, PerTensor
 from ofq_deploy.train.quantizers import LsqQuantizer, Quantizers, WeightQuantizer
 
 
@@ -32,7 +33,7 @@ class QuantPatchEmbedding(nn.Module):
         super().__init__()
         self.weight, self.bias, self.stride = source.weight, source.bias, source.stride
         self.weight_quant = quantizers.edge_weight(source.weight.flatten(1), name)
-        steps = quantizers.per_token((source.in_channels, 1, 1), image_size[0] * image_size[1])
+        steps = quantizers.per_token(PerChannel(0, source.in_channels), image_size[0] * image_size[1])
         shift = (1, *image_size)
         self.input = quantizers.activation(f"{name}.input", *steps, shifts=(shift, shift), bits=EDGE_BITS)
 
@@ -47,5 +48,7 @@ class QuantPatchEmbedding(nn.Module):
 def quant_head(source: nn.Linear, quantizers: Quantizers, name: str) -> QuantLinear:
     """A classifier: 8 bits, one step."""
     shift, weight = (source.in_features,), quantizers.edge_weight(source.weight, name)
-    input = quantizers.activation(f"{name}.input", (1,), source.in_features, shifts=(shift, shift), bits=EDGE_BITS)
+    input = quantizers.activation(
+        f"{name}.input", PerTensor(), source.in_features, shifts=(shift, shift), bits=EDGE_BITS
+    )
     return QuantLinear(source, weight, input)

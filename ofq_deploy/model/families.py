@@ -17,8 +17,10 @@ def encode_architecture(architecture: Architecture) -> dict[str, Any]:
     return {"family": family, **asdict(architecture)}  # type: ignore[call-overload]  # a dataclass, as its docstring says
 
 
-def decode_architecture(table: dict[str, Any]) -> Architecture:
+def decode_architecture(table: Any) -> Architecture:
     """From JSON; ValueError for a family that is not known, or sizes that are none."""
+    if not isinstance(table, dict):
+        raise ValueError(f"the architecture is {table!r}")
     sizes = {key: value for key, value in table.items() if key != "family"}
     family = table.get("family", "vit")  # format 1 knew no other
     if family not in FAMILIES:

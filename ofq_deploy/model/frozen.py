@@ -201,6 +201,9 @@ def _graph_of_tables(architecture: Architecture, quantization: Quantization, hea
 
 
 def _check(frozen: Frozen, path: str) -> None:
+    baseline = frozen.architecture.float_graph()
+    if (baseline.image, baseline.classes) != (frozen.graph.image, frozen.graph.classes):
+        raise FrozenFileError(f"{path}: the architecture's sizes are not those of the nodes; freeze the run again")
     if len(frozen.labels) != frozen.graph.classes:
         raise FrozenFileError(
             f"{path} has {len(frozen.labels)} labels for {frozen.graph.classes} classes; freeze the run again"

@@ -56,6 +56,7 @@ class Graph:
                     if unknown
                     else f"{node.output} is made twice"
                 )
+            self._check_kinds(node)
             try:
                 self.shapes[node.output] = output_shape(node, self.shapes)
             except (ValueError, IndexError, KeyError) as error:
@@ -64,6 +65,16 @@ class Graph:
         unread = [value for value, readers in self.readers.items() if not readers and value != nodes[-1].output]
         if unread or nodes[-1].output != "logits" or len(self.shapes["logits"]) != 1:
             raise ValueError(f"nothing reads {unread[0]}" if unread else "a network ends with the vector logits")
+
+    def _check_kinds(self, node: AnyNode) -> None:
+        """Codes are multiplied and laid out, floats are what all else takes; ValueError otherwise."""
+        if isinstance(node, (Layout, Rows)) or not self.quantizers:
+            return
+        for name in node.inputs:
+            if self.holds_codes(name) != isinstance(node, (Linear, Product)):
+                raise ValueError(
+                    f"{node.name} reads {name}, which holds {'codes' if self.holds_codes(name) else 'floats'}"
+                )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Graph) and self.nodes == other.nodes
@@ -99,13 +110,21 @@ class Graph:
                 found[name].append(node)
         return found
 
+    def holds_codes(self, value: str) -> bool:
+        return isinstance(self._source(value), Quantize)
+
     def quantizer_of(self, codes: str) -> Quantize:
         """The quantizer that made codes, seen through changes of layout; ValueError where the value is no codes."""
-        node = self.makers[codes]
-        while isinstance(node, (Rows, Layout)):
-            node = self.makers[node.x]
+        node = self._source(codes)
         if not isinstance(node, Quantize):
             raise ValueError(f"{codes} holds no codes")
+        return node
+
+    def _source(self, value: str) -> AnyNode:
+        """What made a value, seen through changes of layout."""
+        node = self.makers[value]
+        while isinstance(node, (Rows, Layout)):
+            node = self.makers[node.x]
         return node
 
     def is_right(self, quantizer: Quantize) -> bool:

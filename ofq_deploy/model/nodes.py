@@ -20,7 +20,7 @@ Size = Annotated[int, msgspec.Meta(ge=1)]
 # Granularity: which elements of a value share a step.
 
 
-class PerTensor(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
+class PerTensor(msgspec.Struct, frozen=True, tag=True, tag_field="kind", forbid_unknown_fields=True):
     """One step for all: step [1]."""
 
     @property
@@ -28,7 +28,7 @@ class PerTensor(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
         return (1,)
 
 
-class PerToken(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
+class PerToken(msgspec.Struct, frozen=True, tag=True, tag_field="kind", forbid_unknown_fields=True):
     """One step per token, the last axis but one: value [..., tokens, width] -> step [tokens].
 
     A value that holds only the first rows of all tokens takes the first steps.
@@ -41,7 +41,7 @@ class PerToken(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
         return (self.tokens,)
 
 
-class PerTokenHead(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
+class PerTokenHead(msgspec.Struct, frozen=True, tag=True, tag_field="kind", forbid_unknown_fields=True):
     """One step per token and head: value [tokens, heads * width] -> step [tokens, heads]."""
 
     tokens: Size
@@ -52,7 +52,7 @@ class PerTokenHead(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
         return (self.tokens, self.heads)
 
 
-class PerChannel(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
+class PerChannel(msgspec.Struct, frozen=True, tag=True, tag_field="kind", forbid_unknown_fields=True):
     """One step per channel: value [tokens, channels] or an image [channels, height, width] -> step [channels].
 
     axis: of the channels in the value without its batch axis: 0 in images, 1 behind them
@@ -72,7 +72,7 @@ Granularity = PerTensor | PerToken | PerTokenHead | PerChannel
 # Nodes.
 
 
-class Node(msgspec.Struct, frozen=True, tag=True, tag_field="kind"):
+class Node(msgspec.Struct, frozen=True, tag=True, tag_field="kind", forbid_unknown_fields=True):
     """One operation; `inputs` are values of nodes before it, `output` is the value that it makes."""
 
     name: str
@@ -178,7 +178,7 @@ class Product(Node, frozen=True):
 class LayerNorm(_Unary, frozen=True):
     """Over the last axis; arrays `<name>.weight` and `<name>.bias` [width]."""
 
-    epsilon: Annotated[float, msgspec.Meta(gt=0)]
+    epsilon: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class Softmax(_Unary, frozen=True):

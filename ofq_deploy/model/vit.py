@@ -69,6 +69,7 @@ class Vit:
         )
         whole = all(type(size) is int and size > 0 for size in sizes) and self.prefix in range(3) and self.epsilon > 0
         whole = whole and type(self.registers) is int and self.registers >= 0 and self.prefix >= (self.pool == "token")
+        whole = whole and (self.pool == "avg" or self.norm == "norm")
         if not whole or self.image_size % self.patch_size or self.dim % self.heads:
             raise ValueError(f"the architecture's sizes do not fit together ({self})")
 
@@ -134,12 +135,12 @@ class Vit:
         names = [
             f"{block}.{layer}.{part}" for layer in ("attn.proj", "mlp.fc1", "mlp.fc2") for part in ("weight", "bias")
         ]
-        arrays = {name: weights[name] for name in names}
+        arrays = {name: weights[name] for name in names if name.endswith(".weight") or name in weights}
         for layer, scaling in (("attn.proj", "ls1"), ("mlp.fc2", "ls2")):
             gamma = weights.get(f"{block}.{scaling}.gamma")
             if gamma is not None:  # LayerScale: rows of the layer before it
-                for name in (f"{block}.{layer}.weight", f"{block}.{layer}.bias"):
-                    arrays[name] = (arrays[name].T * gamma).T
+                scaled = {name for name in arrays if name.startswith(f"{block}.{layer}.")}
+                arrays |= {name: (arrays[name].T * gamma).T for name in scaled}
         factor = np.ones((3, 1), dtype=np.float32)
         factor[0] = self.head_dim**-0.5
         for part in ("weight", "bias"):

@@ -9,6 +9,7 @@ from torch import Tensor
 from ofq_deploy.errors import ModelError
 from ofq_deploy.model.bits import LayerBits
 from ofq_deploy.model.grids import EDGE_BITS, Grid
+from ofq_deploy.model.nodes import Granularity, PerChannel, PerTensor, PerToken, PerTokenHead
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.train.quantizers.lsq import LsqQuantizer, LsqWeight
 from ofq_deploy.train.quantizers.statsq import StatsQ
@@ -47,16 +48,16 @@ class Quantizers:
         """The quantizer of the patch embedding or a head: LSQ, whatever the body has."""
         return LsqWeight(self.bits.weights.get(name, EDGE_BITS), weight)
 
-    def per_token(self, step_shape: Shape, elements: int) -> tuple[Shape, int]:
-        """Step shape, and elements that share a step, in token form as they are; in tensor form of a single step."""
+    def per_token(self, fine: Granularity, elements: int) -> tuple[Granularity, int]:
+        """A granularity, and elements that share a step, in token form as they are; in tensor form of a single step."""
         if self.config.act_step == "token":
-            return step_shape, elements
-        return (1,), elements * math.prod(step_shape)
+            return fine, elements
+        return PerTensor(), elements * math.prod(fine.shape)
 
     def activation(
         self,
         name: str,
-        step_shape: Shape,
+        granularity: Granularity,
         elements: int,
         *,
         grid: Grid = "signed",
@@ -70,12 +71,25 @@ class Quantizers:
         bits:     unless this name is given others; by default the recipe's
         """
         before, after = shifts if self.config.shifts else (None, None)
-        return LsqQuantizer(
+        quantizer = LsqQuantizer(
             self.bits.activations.get(name, bits or self.config.act_bits),
             grid,
-            step_shape,
+            _step_shape(granularity),
             elements,
             before=before,
             after=after,
             reference_batch=self.reference_batch,
         )
+        quantizer.granularity = granularity
+        return quantizer
+
+
+def _step_shape(granularity: Granularity) -> Shape:
+    """As training holds steps: broadcastable to the activation."""
+    match granularity:
+        case PerToken() | PerTokenHead():
+            return (*granularity.shape, 1)
+        case PerChannel(axis=0):
+            return (*granularity.shape, 1, 1)
+        case PerChannel() | PerTensor():
+            return granularity.shape

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ofq_deploy.model.grids import Grid, code_range
+from ofq_deploy.model.nodes import Granularity
 from ofq_deploy.train.quantizers.coded import Coded
 from ofq_deploy.train.quantizers.weight import WeightQuantizer
 
@@ -73,6 +74,7 @@ class LsqQuantizer(nn.Module):
 
     initialized: Tensor
     signed: Tensor
+    granularity: Granularity  # of quantizers that a model's `Quantizers` made; freezing asks it
 
     def __init__(
         self,

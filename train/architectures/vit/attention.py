@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ofq_deploy.model.nodes import PerChannel, PerToken, PerTokenHead
 from ofq_deploy.train.architectures.vit.timm_parts import FloatAttention
 from ofq_deploy.train.layers import QuantLinear
 from ofq_deploy.train.quantizers import Quantizers
@@ -16,10 +17,10 @@ class QuantAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim, self.scale = source.num_heads, source.head_dim, source.scale
         self.dim = self.heads * self.head_dim
-        channels, per_token = (self.dim,), quantizers.per_token((tokens, 1), self.dim)
+        channels, per_token = (self.dim,), quantizers.per_token(PerToken(tokens), self.dim)
         self.input = quantizers.activation(f"{name}.input", *per_token, shifts=(channels, channels))
-        self.v = quantizers.activation(f"{name}.v", channels, tokens, shifts=(channels, channels))
-        per_row = quantizers.per_token((tokens, 1), self.heads * tokens)
+        self.v = quantizers.activation(f"{name}.v", PerChannel(1, self.dim), tokens, shifts=(channels, channels))
+        per_row = quantizers.per_token(PerToken(tokens), self.heads * tokens)
         self.softmax = quantizers.activation(f"{name}.softmax", *per_row, grid="unsigned")
         into_proj = quantizers.activation(f"{name}.proj.input", *per_token, shifts=(channels, channels))
         self.proj = QuantLinear(source.proj, quantizers.weight(source.proj.weight, f"{name}.proj"), into_proj)
@@ -54,7 +55,7 @@ class QkAttention(QuantAttention):
         super().__init__(source, tokens, quantizers, name)
         names = [f"{name}.{part}" for part in "qkv"]
         self.qkv = QuantLinear(source.qkv, quantizers.weight(source.qkv.weight, *names), None)
-        per_token, per_head = quantizers.per_token((tokens, 1), self.dim), (self.heads, 1, self.head_dim)
+        per_token, per_head = quantizers.per_token(PerToken(tokens), self.dim), (self.heads, 1, self.head_dim)
         self.q = quantizers.activation(f"{name}.q", *per_token, shifts=(per_head, per_head))
         self.k = quantizers.activation(f"{name}.k", *per_token, shifts=(per_head, None))
 
@@ -87,7 +88,7 @@ class QkrAttention(QuantAttention):
             self.key_bias = nn.Parameter((key.view(self.heads, self.head_dim, -1) * by_head).sum(1))
         self.value = QuantLinear(linear, quantizers.weight(value, f"{name}.v"), None)
         self.product_quant = quantizers.weight(self.product().detach(), f"{name}.z")
-        per_head = quantizers.per_token((tokens, self.heads, 1), self.dim)
+        per_head = quantizers.per_token(PerTokenHead(tokens, self.heads), self.dim)
         self.z = quantizers.activation(f"{name}.z", *per_head, shifts=((self.heads, self.dim), None))
 
     def product(self, dtype: torch.dtype = torch.float32) -> Tensor:

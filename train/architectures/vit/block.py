@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from ofq_deploy.model.nodes import PerToken
 from ofq_deploy.train.architectures.vit.attention import ATTENTIONS, QuantAttention
 from ofq_deploy.train.architectures.vit.timm_parts import FloatBlock, FloatMlp
 from ofq_deploy.train.layers import QuantLinear
@@ -13,11 +14,11 @@ class QuantMlp(nn.Module):
         super().__init__()
         dim, hidden = source.fc1.in_features, source.fc2.in_features
         into_fc1 = quantizers.activation(
-            f"{name}.fc1.input", *quantizers.per_token((tokens, 1), dim), shifts=((dim,), (dim,))
+            f"{name}.fc1.input", *quantizers.per_token(PerToken(tokens), dim), shifts=((dim,), (dim,))
         )
         into_fc2 = quantizers.activation(
             f"{name}.fc2.input",
-            *quantizers.per_token((tokens, 1), hidden),
+            *quantizers.per_token(PerToken(tokens), hidden),
             grid="unsigned",  # the shift before it makes up for what GELU leaves below zero
             shifts=((hidden,), (hidden,)),
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ofq_deploy.model.nodes import PerChannel, PerTensor
 from ofq_deploy.model.vit import Vit
 from ofq_deploy.train.architectures.vit.attention import QkAttention, QkrAttention, QuantAttention
 from ofq_deploy.train.architectures.vit.block import QuantBlock
@@ -79,12 +80,11 @@ def _freeze_norm(writer: Writer, name: str, norm: nn.LayerNorm, before: torch.Te
 def _freeze_block(writer: Writer, block: QuantBlock, name: str) -> None:
     attn, mlp = block.attn, block.mlp
     _freeze_norm(writer, f"{name}.norm1", block.norm1, attn.input.before)
-    x_step = step_of(attn.input).reshape(-1)
-    writer.quantizer(f"{name}.attn.input", attn.input, x_step)
+    writer.quantizer(f"{name}.attn.input", attn.input, step_of(attn.input).reshape(-1))
     if isinstance(attn, QkrAttention):
-        _freeze_qkr(writer, attn, f"{name}.attn", x_step)
+        _freeze_qkr(writer, attn, f"{name}.attn")
     elif isinstance(attn, QkAttention):
-        _freeze_qk(writer, attn, f"{name}.attn", x_step)
+        _freeze_qk(writer, attn, f"{name}.attn")
     _freeze_context(writer, attn, f"{name}.attn")
     _freeze_linear(writer, attn.proj, f"{name}.attn.proj", share=_gamma(block.ls1))
     _freeze_norm(writer, f"{name}.norm2", block.norm2, _input(mlp.fc1).before)
@@ -116,61 +116,58 @@ def _freeze_linear(writer: Writer, layer: QuantLinear, name: str, share: Double 
     quantizer, coded = _input(layer), layer.weight_quant.coded(layer.weight)
     step = step_of(quantizer).reshape(-1)
     writer.quantizer(f"{name}.input", quantizer, step)
-    scale = np.full(coded.codes.shape[0], folded_step(step) * share)
+    scale = np.full(coded.codes.shape[0], folded_step(quantizer) * share)
     bias = share * folded_bias(layer.bias, coded, quantizer.after)
     writer.linear(name, coded, layer.weight_quant.bits, scale, bias)
 
 
 def _freeze_value(
-    writer: Writer, name: str, coded: Coded, bits: int, bias: Double, quantizer: LsqQuantizer, x_step: Double
+    writer: Writer, name: str, coded: Coded, bits: int, bias: Double, quantizer: LsqQuantizer, x: LsqQuantizer
 ) -> None:
     """A linear whose output goes straight to a quantizer: the shift before it joins the bias, and a step that is
     constant over the tokens divides scale and bias.
     """
     step = step_of(quantizer)
-    per_token = quantizer.step.ndim > 1
-    divisor = np.ones(1) if per_token else step
+    divisor = step if isinstance(quantizer.granularity, (PerTensor, PerChannel)) else np.ones(1)
     bias = bias + _shift(quantizer.before).ravel()
-    scale = np.full(coded.codes.shape[0], folded_step(x_step))
+    scale = np.full(coded.codes.shape[0], folded_step(x))
     writer.linear(name, coded, bits, scale / divisor, bias / divisor)
-    if quantizer.step.ndim == 3:
-        step = step[:, :, 0]  # [tokens, heads]
-    writer.quantizer(name, quantizer, step if quantizer.step.ndim == 3 else step.reshape(-1))
+    writer.quantizer(name, quantizer, step.reshape(quantizer.granularity.shape))
 
 
-def _freeze_qkr(writer: Writer, attn: QkrAttention, name: str, x_step: Double) -> None:
+def _freeze_qkr(writer: Writer, attn: QkrAttention, name: str) -> None:
     shift = attn.input.after
     value = attn.value.weight_quant.coded(attn.value.weight)
     bias = folded_bias(attn.value.bias, value, shift)
-    _freeze_value(writer, f"{name}.v", value, attn.value.weight_quant.bits, bias, attn.v, x_step)
+    _freeze_value(writer, f"{name}.v", value, attn.value.weight_quant.bits, bias, attn.v, attn.input)
     product = attn.product_quant.coded(attn.product())
     bias = folded_bias(None, product, shift)
-    _freeze_value(writer, f"{name}.z", product, attn.product_quant.bits, bias, attn.z, x_step)
+    _freeze_value(writer, f"{name}.z", product, attn.product_quant.bits, bias, attn.z, attn.input)
     z_step = writer.arrays[f"{name}.z.step"].astype(np.float64)
-    writer.put(f"{name}.scores.scale", attn.scale * folded_step(x_step) * z_step)
+    writer.put(f"{name}.scores.scale", attn.scale * folded_step(attn.input) * z_step)
     if shift is not None:
-        writer.put(f"{name}.scores.key_shift", attn.scale * folded_step(z_step) * double(shift)[None])
+        writer.put(f"{name}.scores.key_shift", attn.scale * folded_step(attn.z, z_step) * double(shift)[None])
     if attn.key_bias is not None:
-        writer.put(f"{name}.scores.key_bias", attn.scale * folded_step(x_step) * double(attn.key_bias))
+        writer.put(f"{name}.scores.key_bias", attn.scale * folded_step(attn.input) * double(attn.key_bias))
 
 
-def _freeze_qk(writer: Writer, attn: QkAttention, name: str, x_step: Double) -> None:
+def _freeze_qk(writer: Writer, attn: QkAttention, name: str) -> None:
     quantizer = attn.qkv.weight_quant
     coded = quantizer.coded(attn.qkv.weight)
     bias = folded_bias(attn.qkv.bias, coded, attn.input.after)
     for index, (part, output) in enumerate({"q": attn.q, "k": attn.k, "v": attn.v}.items()):
         rows = slice(index * attn.dim, (index + 1) * attn.dim)
-        _freeze_value(writer, f"{name}.{part}", coded.rows(rows), quantizer.bits, bias[rows], output, x_step)
+        _freeze_value(writer, f"{name}.{part}", coded.rows(rows), quantizer.bits, bias[rows], output, attn.input)
     q_step, k_step = (writer.arrays[f"{name}.{part}.step"].astype(np.float64) for part in "qk")
-    writer.put(f"{name}.scores.scale", attn.scale * folded_step(q_step) * k_step)
+    writer.put(f"{name}.scores.scale", attn.scale * folded_step(attn.q, q_step) * k_step)
     if attn.q.after is not None:
-        writer.put(f"{name}.scores.key_shift", attn.scale * folded_step(k_step) * double(attn.q.after)[:, 0])
+        writer.put(f"{name}.scores.key_shift", attn.scale * folded_step(attn.k, k_step) * double(attn.q.after)[:, 0])
 
 
 def _freeze_context(writer: Writer, attn: QuantAttention, name: str) -> None:
     p_step = step_of(attn.softmax).reshape(-1)
     writer.quantizer(f"{name}.softmax", attn.softmax, p_step)
-    writer.put(f"{name}.context.scale", folded_step(p_step) * step_of(attn.v))
+    writer.put(f"{name}.context.scale", folded_step(attn.softmax) * step_of(attn.v))
     if attn.v.after is not None:
-        writer.put(f"{name}.context.row_sum", folded_step(p_step) * double(attn.v.after))
+        writer.put(f"{name}.context.row_sum", folded_step(attn.softmax) * double(attn.v.after))
     writer.put(f"{name}.context.bias", optional(_input(attn.proj).before))

@@ -21,6 +21,10 @@ def faults(model: nn.Module) -> list[str]:
         "dynamic image size": vit.dynamic_img_size,
         "attention pooling": vit.attn_pool is not None,
         "a norm before the blocks": not isinstance(vit.norm_pre, nn.Identity),
+        "pooling over the class token too": getattr(vit, "pool_include_prefix", False),
+        "a norm after pooling by the class token": vit.global_pool == "token"
+        and not isinstance(vit.fc_norm, nn.Identity),
+        "register tokens beside a distillation token": hasattr(vit, "dist_token") and vit.reg_token is not None,
         "not one final LayerNorm": [isinstance(norm, nn.LayerNorm) for norm in (vit.norm, vit.fc_norm)].count(True)
         != 1,
         "no classifier": not isinstance(vit.head, nn.Linear),
@@ -64,5 +68,11 @@ def _block_faults(block: FloatBlock) -> Iterator[str]:
         yield "mlp.norm"
     if not all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2)):
         yield "norms other than LayerNorm"
+    elif block.norm1.bias is None or block.norm2.bias is None:
+        yield "norms without a bias"
     if any(drop.p for drop in (attention.attn_drop, attention.proj_drop, mlp.drop1, mlp.drop2)):
         yield "dropout"
+
+
+def _is_layer_norm(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) and norm.bias is not None

@@ -25,6 +25,7 @@ from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runs.folder import load_run, write_manifest
 from ofq_deploy.runtime_tests.proof.proof import prove_free_run, prove_operators, prove_weights
+from ofq_deploy.runtime_tests.speed.arithmetic import work
 from ofq_deploy.targets import TARGETS
 from ofq_deploy.train.convert import calibrate, convert
 from ofq_deploy.train.freeze import freeze
@@ -176,3 +177,15 @@ def test_pages_and_packages_tell_of_a_mixture(mixed_run: Path, mixed_model: Path
 
 def test_uniform_models_say_nothing_of_layers(portable_model: Path) -> None:
     assert "bits" not in OnnxFile(portable_model).properties
+
+
+def test_packed_weights_on_the_signed_grid_are_counted(tmp_path: Path) -> None:
+    """LSQ's codes reach their product by a Cast alone, and ONNX Runtime has no Shape of 4-bit types."""
+    frozen = frozen_model(Quantization(4, 4, "qk", "tensor", weights="lsq", shifts=False))
+    write_checked(build(frozen, TARGETS["ort-cpu"].load_operators()), tmp_path / "model.onnx")
+    by_hand = sum(
+        node_macs(node, frozen.graph) * (8 if node.name in ("patch_embed", "head") else 4) ** 2
+        for node in frozen.graph.nodes
+    )
+
+    assert work(OnnxFile(tmp_path / "model.onnx"), (1, *frozen.graph.image)).bit_operations == by_hand

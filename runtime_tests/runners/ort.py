@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,15 +103,18 @@ def run_logits(session: "onnxruntime.InferenceSession", images: NDArray[np.float
     return np.asarray(made[session.get_outputs()[0].name])
 
 
-def run_all(session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Every output by its name; OnnxFileError when a node cannot compute what it is given."""
+def run_all(
+    session: "onnxruntime.InferenceSession", feeds: dict[str, NDArray[Any]], names: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Every output by its name, or those that `names` lists; OnnxFileError when a node cannot compute what it is given."""
+    names = names or [value.name for value in session.get_outputs()]
     try:
-        made = session.run(None, feeds)
+        made = session.run(names, feeds)
     except (TypeError, ValueError):  # wrong feeds
         raise
     except Exception as error:  # onnxruntime's own classes, as above
         raise OnnxFileError(f"the model fails in ONNX Runtime: {str(error).splitlines()[0]}") from error
-    return dict(zip([value.name for value in session.get_outputs()], made, strict=True))
+    return dict(zip(names, made, strict=True))
 
 
 def optimized_graph(file: OnnxFile) -> "onnx.ModelProto":

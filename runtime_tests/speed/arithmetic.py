@@ -82,7 +82,7 @@ def work(file: OnnxFile, shape: tuple[int, ...]) -> Work:
     nodes = [node for node in nodes if not node.output[0].endswith(ROW_SUMS)]
     values = {name for node in nodes for name in (*operands(node), node.output[0])}
     origins = {name: _codes_of(name, producers) for name in values}
-    shapes, types = _inferred(model, sorted(values | set(origins.values())), shape, file.path)
+    shapes, types = _inferred(model, values, set(origins.values()), shape, file.path)
 
     def bits(name: str) -> int:
         width = types[origins[name]]
@@ -177,7 +177,7 @@ def _named(name: str, producers: dict[str, "onnx.NodeProto"], ending: str) -> st
     """
     named = [value for value in _history(name, producers) if value.endswith(ending)]
     coded = [value for value in named if value not in producers or producers[value].op_type not in TO_FLOAT]
-    found = next(iter(coded), name)
+    found = next(iter(coded or named), name)
     return re.sub(r"\.\d+$", "", found.removesuffix(ending))  # weights cut by columns are numbered
 
 
@@ -198,21 +198,22 @@ def _width(dtype: str) -> int:
 
 
 def _inferred(
-    file: "onnx.ModelProto", names: list[str], shape: tuple[int, ...], where: Path
+    file: "onnx.ModelProto", names: set[str], origins: set[str], shape: tuple[int, ...], where: Path
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """Shapes of values, and the bits of their types.
+    """Shapes of values, and the bits of the types of their origins.
 
     One call tells, by a `Shape` node beside each value: shape inference stops at operators of other domains, and at
-    what is computed from the batch size.
+    what is computed from the batch size. Origins are only asked for their types: packed weights have no `Shape`, nor a
+    form in numpy.
     """
     import onnx
 
-    model = with_outputs(file, names)
-    for name in names:
+    model = with_outputs(file, sorted(names | origins))
+    for name in sorted(names):
         model.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}/shape"]))
         model.graph.output.append(onnx.ValueInfoProto(name=f"{name}/shape"))
     session = open_session(model, threads=1, optimize=False, where=where)
     types = {value.name: _width(value.type) for value in session.get_outputs()}
     images = {session.get_inputs()[0].name: np.zeros(shape, dtype=np.float32)}
-    found = run_all(session, images)
+    found = run_all(session, images, [f"{name}/shape" for name in sorted(names)])
     return {name: tuple(map(int, found[f"{name}/shape"])) for name in names}, types

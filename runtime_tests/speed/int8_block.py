@@ -49,7 +49,7 @@ def product(
     """
     import torch
 
-    if a.shape[:2] == (1, 1) and b.shape[0] == 1:
+    if a.shape[:2] == (1, 1) and b.shape[0] == 1 and a.shape[-1] > 1:  # 2.14's _int_mm is wrong at k = 1
         side_by_side = torch._int_mm(a[0, 0], b.reshape(-1, b.shape[-1]).t())
         total = side_by_side.view(a.shape[2], b.shape[1], -1).transpose(0, 1)[None].float()
     else:

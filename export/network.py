@@ -2,7 +2,7 @@
 
 Values that carry activation codes are named `<quantizer>.codes`, the residual stream `embedding`, `<block>.middle` and
 `<block>.output`: the proof finds them by these names. In which type codes travel, and what the left operand of a product
-is offset by, is the target's affair (targets.py).
+is offset by, is the target's affair (targets/).
 """
 
 import json

@@ -1,5 +1,7 @@
 """What `package` does: write a folder to serve a model from."""
 
+from dataclasses import replace
+
 import msgspec
 
 from ofq_deploy.commands.requests import PackageRequest
@@ -11,10 +13,12 @@ def package(request: PackageRequest) -> PackageResult:
     """See ofq_deploy.api.package."""
     from ofq_deploy.serving.package import make_package
 
+    file = model_file(request.model)
     manifest = make_package(
-        model_file(request.model),
+        file,
         request.kind,
         request.output,
+        replace(request, model=file.path).line(),
         name=request.name,
         backend=request.backend,
         max_batch=request.max_batch,

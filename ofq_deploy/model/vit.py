@@ -113,7 +113,8 @@ class Vit:
     def float_arrays(self, weights: Mapping[str, Floats]) -> dict[str, Floats]:
         """timm's tensors of the float model as the arrays of `float_graph`.
 
-        The attention's scale is in the weights of q, LayerScale in those before it, the mean of two heads in theirs. Raises KeyError for a missing tensor.
+        The attention's scale is in the weights of q, LayerScale in those before it, the mean of two heads in theirs.
+        Raises KeyError for a missing tensor.
         """
         arrays = {name: value for name, value in weights.items() if "norm" in name}
         arrays["patch_embed.weight"] = weights["patch_embed.proj.weight"].reshape(self.dim, -1)

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ def make_package(
     file: OnnxFile,
     kind: str,
     output: Path,
+    line: str,
     *,
     name: str | None = None,
     backend: str | None = None,
@@ -36,6 +36,7 @@ def make_package(
     """Write the folder and return its manifest with the key "package" added.
 
     kind: "triton" for a model repository, "ort" for a folder with a script for ONNX Runtime
+    line: the command line that makes it again, for the manifest
     name: by default of the run folder or the file
 
     Raises OnnxFileError, UnsupportedByTarget and OutputError.
@@ -63,8 +64,6 @@ def make_package(
         from ofq_deploy.runtime_tests.runners.ort import open_session
 
         open_session(path)
-    options = {"--name": name, "--backend": backend, "--max-batch": max_batch, "--threads": threads}
-    words = [word for key, value in options.items() if value is not None for word in (key, str(value))]
     with replacing(output, force) as folder:
         if serving is None:
             _fill_ort(folder, model, title)
@@ -73,7 +72,7 @@ def make_package(
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         manifest = {
             "schema": "ofq-deploy/package/1",
-            "command": shlex.join(["ofq-deploy", "package", str(path), "--for", kind, "-o", str(output), *words]),
+            "command": line,
             "kind": kind,
             "name": title,
             "model": {"target": model.target.name, "sha256": file.sha256, "frozen_sha256": model.frozen_sha256},

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ofq_deploy.files import sha256
 from ofq_deploy.model.file import OnnxFile
-from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.runs.folder import Run
 from ofq_deploy.targets import FLOAT, Target
 
@@ -21,11 +20,9 @@ def build_model(run: Run, target: Target, opset: int | None = None) -> "ir.Model
     from ofq_deploy.export.fp32 import build_fp32
     from ofq_deploy.export.network import build
 
-    path = run.file("frozen.safetensors")
-    frozen = load_frozen(path)
     if target.is_float:
-        return build_fp32(frozen, run.file("teacher.safetensors"), opset)
-    return build(frozen, target.load_operators(), opset, sha256(path))
+        return build_fp32(run.frozen, run.file("teacher.safetensors"), opset)
+    return build(run.frozen, target.load_operators(), opset, sha256(run.file("frozen.safetensors")))
 
 
 @contextmanager

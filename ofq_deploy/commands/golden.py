@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ofq_deploy.commands.requests import ValidateRequest
 from ofq_deploy.errors import DataError
-from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.results.golden import GoldenResult
 from ofq_deploy.results.record import stamped
@@ -22,7 +21,7 @@ def validate_golden(request: ValidateRequest, golden: Path, report: Reporter) ->
         raise DataError("golden data is compared with the run alone; leave the options of other comparisons out")
     expected = load_golden(golden)
     run = newest_run() if request.subject is None else load_run(request.subject)
-    frozen = load_frozen(run.file("frozen.safetensors"))
+    frozen = run.frozen
     units = weight_units(load_student(run, frozen))
     parts = {"run": str(run.path), "golden": str(golden), **compare_golden(frozen, expected, units, report)}
     return stamped(GoldenResult, request.line(), parts | {"verdict": validation_verdict(parts)})

@@ -6,7 +6,6 @@ from ofq_deploy.commands.build import build_model
 from ofq_deploy.commands.requests import InspectRequest
 from ofq_deploy.model.contents import contents
 from ofq_deploy.model.file import describe
-from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.model.names import lengthen
 from ofq_deploy.results.models import InspectResult
 from ofq_deploy.results.record import Table, stamped
@@ -45,5 +44,5 @@ def _of_run(path: Path) -> Table:
     proto = finish(build_model(run, DEFAULT), path)
     file_bytes = proto.ByteSize()
     lengthen(proto)
-    table = contents(proto, describe(proto, path, file_bytes), load_frozen(run.file("frozen.safetensors")))
+    table = contents(proto, describe(proto, path, file_bytes), run.frozen)
     return table | {"model": f"{path} (not exported yet: as {DEFAULT.name})"}

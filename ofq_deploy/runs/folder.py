@@ -12,12 +12,14 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ofq_deploy.environment import environment
 from ofq_deploy.errors import RunError
 from ofq_deploy.files import sha256
+from ofq_deploy.model.frozen import Frozen, load_frozen
 from ofq_deploy.recipe import Recipe, load_recipe
 
 FORMAT = 1
@@ -26,7 +28,7 @@ FLOAT_MODEL = "the run's float model"  # what results call it, as it has no file
 FILES = ("recipe.toml", "metrics.jsonl", "weights.safetensors", "teacher.safetensors", "frozen.safetensors")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """A run folder whose files have been checked against its manifest."""
 
@@ -36,6 +38,11 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         return load_recipe(self.path / "recipe.toml")
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The frozen file, read once."""
+        return load_frozen(self.file("frozen.safetensors"))
 
     def file(self, name: str) -> Path:
         return self.path / name

@@ -27,7 +27,7 @@ from ofq_deploy.export.fp32 import build_fp32
 from ofq_deploy.export.network import build
 from ofq_deploy.export.write import write_checked
 from ofq_deploy.model.contents import contents
-from ofq_deploy.model.file import open_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.runners.ort import open_session
@@ -99,7 +99,7 @@ def measure(model: str, files: dict[tuple[str, str, str], Path], rounds: int, re
             "width": width,
             "target": target,
             "file_bytes": path.stat().st_size,
-            "bytes_by_kind": contents(*open_model(path), None)["bytes_by_kind"],
+            "bytes_by_kind": contents((file := OnnxFile(path)).proto, file.described, None)["bytes_by_kind"],
             "load_cpu_ms": median(times[path]),
             "load_ratio": median(times[path]) / median(times[first]),
             "peak_mb": costs[path].peak_mb,

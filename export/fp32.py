@@ -49,6 +49,9 @@ class _Floats(Lowering):
         if node.output not in self.values:
             super().emit(node)
 
+    def quantize(self, node: nodes.Quantize) -> ir.Value:
+        raise TypeError(f"a float network has no quantizer {node.name}")
+
     def linear(self, node: nodes.Linear) -> ir.Value:
         maker = self.network.makers[node.x]
         if isinstance(maker, nodes.Layout) and _is_patches(maker):

@@ -3,6 +3,7 @@
 The batch axis is symbolic. Values are named after the nodes that make them, so that whoever reads a file finds the taps.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import assert_never
 
@@ -28,7 +29,7 @@ def check_opset(opset: int) -> int:
     return opset
 
 
-class Lowering:
+class Lowering(ABC):
     """Emits the nodes of a network one after the other; subclasses add Quantize, Linear and Product.
 
     arrays: float32, by the names that the nodes give them
@@ -87,18 +88,18 @@ class Lowering:
                 assert_never(node)
         self.values[node.output] = value
 
-    def quantize(self, node: nodes.Quantize) -> ir.Value:
-        raise NotImplementedError
+    @abstractmethod
+    def quantize(self, node: nodes.Quantize) -> ir.Value: ...
 
-    def linear(self, node: nodes.Linear) -> ir.Value:
-        raise NotImplementedError
+    @abstractmethod
+    def linear(self, node: nodes.Linear) -> ir.Value: ...
 
-    def product(self, node: nodes.Product) -> ir.Value:
-        raise NotImplementedError
+    @abstractmethod
+    def product(self, node: nodes.Product) -> ir.Value: ...
 
+    @abstractmethod
     def is_deferred(self, layout: nodes.Layout) -> bool:
         """Whether the node that reads a layout emits it."""
-        raise NotImplementedError
 
     def layer_norm(self, node: nodes.LayerNorm) -> ir.Value:
         weights = [

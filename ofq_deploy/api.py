@@ -78,7 +78,7 @@ def train(
     *,
     output: Path | None = None,
     overrides: dict[str, Any] | None = None,
-    device: str = "auto",
+    device: str = TrainRequest.device,
     force: bool = False,
     report: Reporter | None = None,
 ) -> Path:
@@ -126,7 +126,7 @@ def import_checkpoint(
 def export(
     run: str | Path | None = None,
     *,
-    target: str = "portable",
+    target: str = ExportRequest.target,
     opset: int | None = None,
     output: Path | None = None,
     force: bool = False,
@@ -151,9 +151,9 @@ def validate(
     *,
     run: Path | None = None,
     data: str | None = None,
-    backend: str = "ort-cpu",
+    backend: str = ValidateRequest.backend,
     max_drop: float | None = None,
-    images: int = 16,
+    images: int = ValidateRequest.images,
     golden: Path | None = None,
     reference: Path | None = None,
     classes: Path | None = None,
@@ -198,11 +198,11 @@ def validate(
 def parity(
     subject: str | Path | None = None,
     *,
-    leader: str = "torch",
-    follower: str = "ort-cpu",
+    leader: str = ParityRequest.leader,
+    follower: str = ParityRequest.follower,
     run: Path | None = None,
     data: str | None = None,
-    images: int = 16,
+    images: int = ParityRequest.images,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Compare two runners of one model, code by code.
@@ -227,13 +227,13 @@ def parity(
 def bench(
     model: str | Path | None = None,
     *,
-    backend: str = "ort-cpu",
-    batches: Iterable[int] = (1,),
-    threads: int = 1,
-    seconds: float = 3.0,
+    backend: str = BenchRequest.backend,
+    batches: Iterable[int] = BenchRequest.batches,
+    threads: int = BenchRequest.threads,
+    seconds: float = BenchRequest.seconds,
     baseline: Path | None = None,
     profile: bool = False,
-    affinity: Iterable[int] = (),
+    affinity: Iterable[int] = BenchRequest.affinity,
     report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Measure a model (default: the newest of the newest run), interleaved with a baseline.
@@ -344,7 +344,7 @@ def lint(model: str | Path | None = None, *, target: str | None = None) -> list[
     return list(_table(run(LintRequest(model=_path(model), target=target)))["faults"])
 
 
-def check(model: str | Path | None = None, *, target: str = "tensorrt") -> dict[str, Any]:
+def check(model: str | Path | None = None, *, target: str = CheckRequest.target) -> dict[str, Any]:
     """Build an engine of a model, which needs no GPU with TensorRT-RTX, and tell which products are int8 there.
 
     Takes any ONNX file but ours for other targets. Returns a JSON table with "passed", "verdict" and "faults"; the engine is not kept.

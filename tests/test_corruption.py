@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ofq_deploy import api
 from ofq_deploy.commands import validate as validation
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import OnnxFile, open_model, read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.model.frozen import load_frozen
 from ofq_deploy.runtime_tests.proof.proof import prove_weights
 
@@ -297,7 +297,7 @@ def test_a_model_cut_anywhere_is_refused_in_one_line(
     path = tmp_path_factory.getbasetemp() / "cut.onnx"
     path.write_bytes(content[:size])
     with pytest.raises(OnnxFileError) as error:
-        open_model(path)
+        _ = OnnxFile(path).described
 
     assert str(error.value).startswith(f"{path} ")
     assert "\n" not in str(error.value)

@@ -26,7 +26,7 @@ from ofq_deploy import api
 from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import OfqError, OnnxFileError, OutputError, UnsupportedByTarget
 from ofq_deploy.files import sha256
-from ofq_deploy.model.file import open_model, read_model
+from ofq_deploy.model.file import OnnxFile, read_model
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 from ofq_deploy.serving.servable import oldest_onnxruntime
 from tests.support.real_data import real
@@ -221,7 +221,7 @@ def test_the_client_of_the_readme_asks_for_what_the_server_has(
     api.package(portable_model, kind="triton", output=tmp_path / "repository")
     config = _config(tmp_path / "repository")[1]
     readme = (tmp_path / "repository" / "README.md").read_text(encoding="utf-8")
-    images = load_image(SEVEN, open_model(portable_model)[1].preprocessing)[None]
+    images = load_image(SEVEN, OnnxFile(portable_model).described.preprocessing)[None]
     exec(readme.split("```python\n")[1].split("```")[0], {"prepare": lambda _: images})
     ((name, (image,), more),) = asked
 
@@ -292,7 +292,7 @@ def _predictions(python: Path, package: Path, images: list[Path], cwd: Path) -> 
 
 def _expected(model: Path, images: list[Path]) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """The model's labels and, by our own preprocessing and runner, the probabilities [images, classes]."""
-    described, session = open_model(model)[1], open_session(model)
+    described, session = OnnxFile(model).described, open_session(model)
     logits = [run_logits(session, load_image(path, described.preprocessing)[None])[0] for path in images]
     powers = np.exp(np.asarray(logits, dtype=np.float64))
     return described.labels, powers / powers.sum(-1, keepdims=True)
@@ -443,7 +443,7 @@ def test_the_manifest_names_every_file(kind: str, portable_model: Path, tmp_path
     assert manifest["model"] == {
         "target": "portable",
         "sha256": sha256(portable_model),
-        "frozen_sha256": open_model(portable_model)[1].frozen_sha256,
+        "frozen_sha256": OnnxFile(portable_model).described.frozen_sha256,
     }
 
 

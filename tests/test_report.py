@@ -23,7 +23,7 @@ from ofq_deploy import api, cli
 from ofq_deploy.data.images import load_image
 from ofq_deploy.errors import DataError, OutputError, RunError
 from ofq_deploy.files import sha256, write_text
-from ofq_deploy.model.file import OnnxFile, open_model
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.pages import html
 from ofq_deploy.pages.card import MARKER, _verify, card, card_path
 from ofq_deploy.pages.charts import BINS, bars, distributions, intervals, ticks
@@ -692,7 +692,7 @@ def test_the_code_of_the_card_prepares_images_as_validate_does(
     monkeypatch.chdir(tmp_path)
     exec(code.rpartition("print(")[0], found)  # all but the last line
 
-    expected = load_image(tmp_path / "image.png", open_model(model)[1].preprocessing)
+    expected = load_image(tmp_path / "image.png", OnnxFile(model).described.preprocessing)
     np.testing.assert_allclose(found["x"][0], expected, atol=1e-6)
 
 

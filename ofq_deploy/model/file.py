@@ -161,15 +161,6 @@ def describe(model: "onnx.ModelProto", path: Path, file_bytes: int) -> ModelFile
     return described
 
 
-def open_model(path: Path) -> tuple["onnx.ModelProto", ModelFile]:
-    """Parse a model that `ofq-deploy export` wrote, and what its metadata says.
-
-    Raises OnnxFileError also for ONNX files from elsewhere.
-    """
-    file = OnnxFile(path)
-    return file.proto, file.described
-
-
 def reference_run(model: ModelFile, roots: Iterable[Path]) -> Path | None:
     """The folder of the frozen file that the model names: the model's own folder, or one or two levels below a root."""
     below = (folder for root in roots for pattern in ("*/", "*/*/") for folder in sorted(root.glob(pattern)))

@@ -27,6 +27,9 @@ struct Port {
 // The functions of the runtime that loaded the library; set when operators are registered.
 const Api& ort();
 
+// Whether it takes shapes from operators: until 1.23 it crashes where such a node leaves out an input.
+bool can_infer_shapes();
+
 // Throws what a status says, and releases it.
 void expect_ok(OrtStatus* status);
 

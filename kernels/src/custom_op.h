@@ -67,13 +67,14 @@ const OrtCustomOp* custom_op() {
       return guarded(own.title, [&] { own.own.run(Run(context, K::INPUTS)); });
     };
     made.KernelDestroy = [](void* kernel) { delete static_cast<Kernel<K>*>(kernel); };
-    made.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatus* {
-      try {
-        K::infer(Shapes(context));
-      } catch (...) {  // without a shape the model loads as well; what is wrong with the node is said when its kernel is made
-      }
-      return nullptr;
-    };
+    if (can_infer_shapes())
+      made.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatus* {
+        try {
+          K::infer(Shapes(context));
+        } catch (...) {  // without a shape the model loads as well; what is wrong with the node is said when its kernel is made
+        }
+        return nullptr;
+      };
     made.GetStartVersion = [](const OrtCustomOp*) -> int { return 1; };
     made.GetEndVersion = [](const OrtCustomOp*) -> int { return INT_MAX; };
     made.GetMayInplace = [](int**, int**) -> size_t { return 0; };

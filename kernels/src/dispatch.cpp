@@ -136,9 +136,9 @@ bool has_i8mm() { return false; }
 
 struct Candidate {
   const char* name;
-  const Kernels* kernels;      // null where it was not built
-  const char* (*find_fault)(); // null where it can run, or why it cannot
-  bool is_automatic;           // whether it may be chosen without being asked for
+  const Kernels* kernels;       // null where it was not built
+  const char* (*find_fault)();  // null where it can run, or why it cannot
+  bool is_automatic;            // whether it may be chosen without being asked for
 };
 
 // Fastest first.
@@ -177,8 +177,8 @@ const Candidate CANDIDATES[] = {
 #endif
     OFQ_BUILT("plain", kernels_plain, no_fault, true)
 #ifdef OFQ_HAVE_AMX_EMULATED
-    OFQ_BUILT("amx-emulated", kernels_amx_emulated, fault_avx512vnni, false)
-#elif defined(OFQ_X86)
+    OFQ_BUILT("amx-emulated", kernels_amx_emulated, no_fault, false)
+#else
     OFQ_MISSING("amx-emulated")
 #endif
 #undef OFQ_BUILT

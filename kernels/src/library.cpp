@@ -1,4 +1,5 @@
 // What the library exports: the registration of its operators, and what it says of itself.
+#include <cstdio>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,7 @@ constexpr int DOMAIN_VERSION = 1;
 
 std::unique_ptr<Api> runtime;  // of the first registration; sessions hold operators that call it, so it stays
 const void* runtime_table;
+int runtime_minor;  // of version 1.minor
 
 // Adds the operators' domain, made once, to a session's options.
 void add_domain(OrtSessionOptions* options) {
@@ -54,6 +56,7 @@ std::string description() {
 }  // namespace
 
 const Api& ort() { return *runtime; }
+bool can_infer_shapes() { return runtime_minor >= 24; }
 
 }  // namespace ofq
 
@@ -67,7 +70,10 @@ OFQ_EXPORT OrtStatus* OFQ_CALL RegisterCustomOps(OrtSessionOptions* options, con
   }
   if (runtime && table != runtime_table)
     return Api(table).CreateStatus(ORT_FAIL, "ofq_kernels is in use by another ONNX Runtime of this process");
-  if (!runtime) runtime = std::make_unique<Api>(table), runtime_table = table;
+  if (!runtime) {
+    runtime = std::make_unique<Api>(table), runtime_table = table;
+    std::sscanf(base->GetVersionString(), "1.%d", &runtime_minor);
+  }
   return guarded("ofq_kernels", [&] { add_domain(options); });
 }
 

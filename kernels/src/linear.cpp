@@ -81,7 +81,7 @@ class LinearKernel {
     own.batch = batch_of(x), own.x = x.as<uint8_t>(), own.x_image = x.image();
     own.codes = run.output<uint8_t>(0, {own.batch, tiles_of(op_.tokens), rows_of(op_.weights.outputs), LINE});
     if (!own.batch) return;
-    run.parallel(kernels_, linear_units(op_, own.batch), [&](size_t unit) { kernels_.linear(op_, own, unit); });
+    run.parallel(kernels_, linear_units(kernels_, op_, own.batch), [&](size_t unit) { kernels_.linear(op_, own, unit); });
   }
 
   static void infer(const Shapes& shapes) { shapes.set(UINT8, {tiles_of(shapes.size("tokens")), rows_of(shapes.size("width")), LINE}); }
@@ -140,7 +140,7 @@ class LinearAddKernel {
     own.add = residual.as<float>(), own.add_image = residual.image();
     own.sum = run.output<float>(0, {own.batch, tiles, channels, LANES});
     if (!own.batch) return;
-    run.parallel(kernels_, linear_units(op_, own.batch), [&](size_t unit) { kernels_.linear(op_, own, unit); });
+    run.parallel(kernels_, linear_units(kernels_, op_, own.batch), [&](size_t unit) { kernels_.linear(op_, own, unit); });
   }
 
   static void infer(const Shapes& shapes) {
@@ -180,7 +180,7 @@ class LinearHeadKernel {
     }
     own.sum = run.output<float>(0, {own.batch, op_.weights.outputs});
     if (!own.batch) return;
-    run.parallel(kernels_, linear_units(op_, own.batch), [&](size_t unit) { kernels_.linear(op_, own, unit); });
+    run.parallel(kernels_, linear_units(kernels_, op_, own.batch), [&](size_t unit) { kernels_.linear(op_, own, unit); });
   }
 
   static void infer(const Shapes& shapes) { shapes.set(FLOAT, {shapes.size("width")}); }

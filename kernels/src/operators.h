@@ -4,9 +4,11 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
+#include <utility>
 #include <vector>
+
+// Files with other compiler flags must not leave functions behind that the linker may take for all: what they share is inlined.
+#define OFQ_SHARED inline __attribute__((always_inline))
 
 namespace ofq {
 
@@ -15,41 +17,44 @@ constexpr int LINE = 64;        // bytes of 4 channels x 16 tokens
 constexpr int PANEL = 16;       // output channels of a block of weights
 constexpr int BLOCK = 64;       // inputs of a block of weights
 constexpr int CHUNK = 16;       // tiles of a task of a linear operator, at most
+constexpr int MAX_IMAGE = 4096; // pixels of a side
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-constexpr int64_t tiles_of(int64_t tokens) { return ceil_div(tokens, LANES); }
-constexpr int64_t rows_of(int64_t width) { return 16 * ceil_div(width, BLOCK); }  // lines of a tile of codes
+OFQ_SHARED constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+OFQ_SHARED constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+OFQ_SHARED constexpr int64_t tiles_of(int64_t tokens) { return ceil_div(tokens, LANES); }
+OFQ_SHARED constexpr int64_t rows_of(int64_t width) { return 16 * ceil_div(width, BLOCK); }  // lines of a tile of codes
 
 // Memory on cache lines, in huge pages where the system has them; zero when made.
 void* aligned_new(size_t bytes);
 void aligned_delete(void* memory) noexcept;
-struct AlignedDelete {
-  void operator()(void* memory) const noexcept { aligned_delete(memory); }
-};
 template <class T>
 class Aligned {
  public:
   Aligned() = default;
   explicit Aligned(size_t count) : count_(count), data_(count ? static_cast<T*>(aligned_new(count * sizeof(T))) : nullptr) {}
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
-  const T* or_null() const { return data_.get(); }
-  size_t size() const { return count_; }
-  bool empty() const { return count_ == 0; }
-  T& operator[](size_t i) { return data_.get()[i]; }
-  const T& operator[](size_t i) const { return data_.get()[i]; }
+  Aligned(Aligned&& other) noexcept : count_(other.count_), data_(other.data_) { other.count_ = 0, other.data_ = nullptr; }
+  Aligned& operator=(Aligned&& other) noexcept {
+    std::swap(count_, other.count_), std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Aligned() { aligned_delete(data_); }
+  OFQ_SHARED T* data() { return data_; }
+  OFQ_SHARED const T* data() const { return data_; }  // null where it is empty
+  OFQ_SHARED size_t size() const { return count_; }
+  OFQ_SHARED bool empty() const { return count_ == 0; }
+  OFQ_SHARED T& operator[](size_t i) { return data_[i]; }
+  OFQ_SHARED const T& operator[](size_t i) const { return data_[i]; }
 
  private:
   size_t count_ = 0;
-  std::unique_ptr<T[], AlignedDelete> data_;
+  T* data_ = nullptr;
 };
 
 struct Grid {
   int bits = 8;
   bool is_signed = false;
-  int zero() const { return is_signed ? 1 << (bits - 1) : 0; }
-  int top() const { return (1 << bits) - 1; }  // the largest stored byte; the smallest is 0
+  OFQ_SHARED int zero() const { return is_signed ? 1 << (bits - 1) : 0; }
+  OFQ_SHARED int top() const { return (1 << bits) - 1; }  // the largest stored byte; the smallest is 0
 };
 
 // Weights as the product reads them. Padded channels and inputs are zero.
@@ -112,6 +117,7 @@ struct Attention {
   bool shared;  // all heads read the same queries
   Grid q, k, v, out, other;
   int p_bits;
+  OFQ_SHARED int p_top() const { return (1 << p_bits) - 1; }
   Aligned<float> scale;           // [heads][tiles * 16] where it varies, else one
   bool scale_varies = false;
   Aligned<float> context_scale, context_bias, row_sum;  // [heads * value_width]; row_sum may be empty
@@ -125,6 +131,15 @@ struct Attention {
   int other_width = 0;
   Aligned<float> key_bias_step;   // [tiles * 16], or empty
 };
+
+// What a task of attention works in: one for each thread, kept between runs.
+struct Workspace {
+  Aligned<int32_t> scores;   // [tiles][16 keys][16 queries]
+  Aligned<uint8_t> lines;    // [blocks of keys][16][64]: the codes p, four keys a line; the rest stays 0
+  Aligned<int32_t> context;  // [panels][16 channels][16 queries]
+  Aligned<float> factors;    // [tiles * 16]
+};
+Workspace& workspace(int64_t tiles, int64_t blocks, int64_t panels);
 
 // Pointers of one run. `*_image`: from one image to the next, in elements (0: the same for all).
 struct PatchesRun { int batch; const float* image; uint8_t* out; };

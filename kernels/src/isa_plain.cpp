@@ -1,0 +1,13 @@
+// Plain C++, for any processor.
+#include "isa.h"
+
+namespace ofq {
+namespace plain {
+#include "simd_plain.h"
+#include "product_plain.h"
+#include "shared.inc"
+}  // namespace plain
+
+extern const Kernels kernels_plain;
+const Kernels kernels_plain = {"plain", nullptr, plain::patches, plain::layer_norm, plain::linear, plain::attention_keys, plain::attention};
+}  // namespace ofq

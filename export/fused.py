@@ -26,18 +26,19 @@ from ofq_deploy.export.patterns import (
 )
 from ofq_deploy.export.targets import TargetOperators
 from ofq_deploy.export.thresholds import Requantized, find_thresholds, reachable, settle
+from ofq_deploy.kernels import DOMAIN
 from ofq_deploy.model import nodes
 from ofq_deploy.model.frozen import Frozen, Quantizer
 from ofq_deploy.model.nodes import PerChannel, PerTensor, PerToken, PerTokenHead
 from ofq_deploy.model.planes import pack_planes
 from ofq_deploy.model.tiles import tile_floats
 
-DOMAIN = "ofq"
 LOG2_E = np.log2(np.e)
 MOST_THRESHOLD_BITS = 4
 SMALLEST_POWER = 1e-10  # beside a largest of 1; no softmax code of 8 bits shows it
 Double = NDArray[np.float64]
 Inputs = Sequence[ir.Value | None]
+Attributes = dict[str, int | float]
 
 
 class Fused(Integers):
@@ -129,13 +130,15 @@ class Fused(Integers):
         in_step = self._row_step(node.name, given, tokens)
         reciprocal = self._out_reciprocal(name, quantizer, tokens)
         linear, before, step = self.frozen.linear(node.name), self._before(pattern.quantizer), _folding_step(quantizer)
-        numbers = (linear.scale.astype(np.float64), self._bias(node), before, step)
+        every = np.zeros(node.width)
         layer = Requantized(
-            *(np.broadcast_to(array, linear.scale.shape) for array in numbers),
-            gelu=pattern.gelu,
-            limits=quantizer.range,
-            low=(reach := reachable(linear.integers, given.range))[0],
-            high=reach[1],
+            linear.scale + every,
+            self._bias(node),
+            before + every,
+            step + every,
+            pattern.gelu,
+            quantizer.range,
+            *reachable(linear.integers, given.range),
         )
         by_sum = in_step is None and reciprocal is None
         shift = None
@@ -222,7 +225,7 @@ class Fused(Integers):
             self._row_step(context.name, softmax, rows),
             self._out_reciprocal(pattern.quantizer.name, out, rows),
         ]
-        attributes = {"heads": heads, "tokens": tokens, "rows": rows, "width": shapes[scores.left][2]}
+        attributes: Attributes = {"heads": heads, "tokens": tokens, "rows": rows, "width": shapes[scores.left][2]}
         attributes |= {"value_width": shapes[context.output][2], "shared": int(pattern.shared), "p_bits": softmax.bits}
         for name, quantizer in {**grids, "out": out}.items():
             attributes |= _grid(name, quantizer)
@@ -230,7 +233,7 @@ class Fused(Integers):
 
     # Parts of operators.
 
-    def _op(self, kind: str, inputs: Inputs, name: str, attributes: dict[str, int | float]) -> ir.Value:
+    def _op(self, kind: str, inputs: Inputs, name: str, attributes: Attributes) -> ir.Value:
         there = [place for place, value in enumerate(inputs) if value is not None]
         return self.b.op(kind, inputs[: there[-1] + 1], name, attributes, DOMAIN)
 
@@ -239,19 +242,19 @@ class Fused(Integers):
         return self.b.constant(f"{node.name}.weight.codes", pack_planes(linear.codes, linear.bits))
 
     @staticmethod
-    def _weight_attributes(node: nodes.Linear) -> dict[str, int | float]:
+    def _weight_attributes(node: nodes.Linear) -> Attributes:
         inputs = node.inputs_width // (node.parts or 1)
         return {"inputs": inputs, "width": node.width, "weight_bits": node.bits, "half": int(node.grid == "half")}
 
     def _scale_and_bias(
-        self, name: str, scale: Double | Floats, bias: Double, layer: Requantized | None = None
+        self, name: str, scale: Double | Floats, bias: Double | Floats, layer: Requantized | None = None
     ) -> tuple[ir.Value, ir.Value]:
         """layer: whose codes they give; they are moved until every sum has the right one"""
-        numbers = scale.astype(np.float32), bias.astype(np.float32)
+        scale, bias = scale.astype(np.float32), bias.astype(np.float32)
         if layer is not None:
-            *numbers, unproven = settle(layer, *numbers)
+            scale, bias, unproven = settle(layer, scale, bias)
             self.unproven += unproven
-        return self.b.float(f"{name}.scale", numbers[0]), self.b.float(f"{name}.bias", numbers[1])
+        return self.b.float(f"{name}.scale", scale), self.b.float(f"{name}.bias", bias)
 
     def _thresholds(self, name: str, layer: Requantized) -> Inputs:
         """rising and falling; nothing where the codes are no such function"""
@@ -348,7 +351,7 @@ def exponentials(scale: Floats) -> Floats | None:
     return None
 
 
-def _grid(name: str, quantizer: Quantizer) -> dict[str, int | float]:
+def _grid(name: str, quantizer: Quantizer) -> Attributes:
     return {f"{name}_bits": quantizer.bits, f"{name}_signed": int(quantizer.grid == "signed")}
 
 

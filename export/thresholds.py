@@ -99,8 +99,7 @@ def find_thresholds(layer: Requantized) -> Thresholds | None:
     low, high = layer.low[:, None], layer.high[:, None]
     both = rising == falling  # where the branches meet: every sum is past one of the two
     ends = np.where(both | (rising <= low), EVERY, np.where(rising > high, NONE, rising)).astype(np.int32)
-    starts = np.where(both | (falling <= low), EVERY, falling).astype(np.int32)
-    starts = -np.sort(-starts.astype(np.int64), axis=1)
+    starts = -np.sort(-np.where(both | (falling <= low), EVERY, falling), axis=1)
     used = int((starts != EVERY).sum(1).max(initial=0))
     found = Thresholds(np.sort(ends, axis=1), starts[:, :used].astype(np.int32))
     for channel in np.flatnonzero(_is_near(layer, rising, falling)):
@@ -135,7 +134,7 @@ def settle(layer: Requantized, scale: Floats, bias: Floats) -> tuple[Floats, Flo
     for move in sorted(product(moves, moves), key=lambda move: (abs(move[0]) + abs(move[1]), move))[1:]:
         if not failing.any():
             break
-        moved = [_neighbour(value[failing], by) for value, by in zip(start, move, strict=True)]
+        moved = _neighbour(start[0][failing], move[0]), _neighbour(start[1][failing], move[1])
         holds = ~fails(failing, *moved)
         settled = np.flatnonzero(failing)[holds]
         scale[settled], bias[settled] = moved[0][holds], moved[1][holds]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ofq_deploy.export.network import Integers
     from ofq_deploy.export.targets.protocol import TargetOperators
     from ofq_deploy.runtime_tests.lint.findings import Rule
+    from ofq_deploy.runtime_tests.proof.reading import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Target:
 
     operators:     the class that turns integer products into nodes; empty for the float model, which has none
     lowering:      the class that walks the network and emits them
+    reading:       the class that tells the proof where taps and weights are in its files
     rules:         what keeps a model from integers there, a tuple of lint's rules; empty where there are none
     check:         OnnxFile -> Check, which builds what the runtime would run; empty where there is none
     packs_weights: weights lie at their true width, behind nodes that the runtime folds
@@ -33,6 +35,7 @@ class Target:
     name: str
     operators: str = ""
     lowering: str = "ofq_deploy.export.network:Integers"
+    reading: str = "ofq_deploy.runtime_tests.proof.reading:Reading"
     rules: str = ""
     check: str = ""
     packs_weights: bool = True
@@ -53,6 +56,10 @@ class Target:
         """Imports onnx_ir."""
         lowering: type[Integers] = resolve_name(self.lowering)
         return lowering
+
+    def load_reading(self) -> "type[Reading]":
+        reading: type[Reading] = resolve_name(self.reading)
+        return reading
 
     def load_rules(self) -> "tuple[Rule, ...]":
         rules: tuple[Rule, ...] = resolve_name(self.rules)
@@ -78,6 +85,7 @@ ORT_OFQ = Target(
     "ort-ofq",
     operators=f"{_OPERATORS}.ort_ofq:OrtOfq",
     lowering="ofq_deploy.export.fused:Fused",
+    reading="ofq_deploy.runtime_tests.proof.fused:FusedReading",
     rules=f"{_RULES}.rules:ORT_OFQ",
     only_on="ort-cpu",
     on_cpu=True,

@@ -5,6 +5,7 @@ namespace ofq {
 namespace plain {
 #include "simd_plain.h"
 #include "product_plain.h"
+#include "by_panel.h"
 #include "shared.inc"
 }  // namespace plain
 

@@ -197,7 +197,7 @@ def prepare(network: Any, bits: list[int], folder: Path, report: Reporter, left_
                 if target == "openvino" and choices["act_step"] == "token":
                     continue
                 path = folder / f"{target}-{len(entries)}.onnx"
-                write_checked(build(frozen, TARGETS[target].load_operators()), path)
+                write_checked(build(frozen, TARGETS[target]), path)
                 if target != "openvino":
                     add(ort_entry, f"ours {target}, W{width}A{width} {form}", path)
                 if target != "portable":

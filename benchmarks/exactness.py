@@ -97,7 +97,7 @@ def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
         for target in TARGET_NAMES:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"{config.label}-{step}-{form}-{target}.onnx"
-                write_checked(build(frozen, TARGETS[target].load_operators()), path)
+                write_checked(build(frozen, TARGETS[target]), path)
                 stored = prove_weights(OnnxFile(path), frozen)
                 runtime, in_torch = prove_operators(OnnxFile(path), frozen, images, leader, report, batches=BATCHES)
             row: dict[str, Any] = {"form": config.label, "steps": step, "attention": form, "target": target}

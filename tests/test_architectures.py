@@ -198,7 +198,7 @@ def test_a_toy_network_is_exported_and_proven(target: str, toy: Toy, tmp_path: P
             parameter.add_(0.01 * torch.randn(parameter.shape).abs())
     save_frozen(freeze(student, config, PREPROCESSING, ("a", "b", "c")), tmp_path / "frozen.safetensors")
     frozen, model = load_frozen(tmp_path / "frozen.safetensors"), tmp_path / "model.onnx"
-    write_checked(build(frozen, TARGETS[target].load_operators()), model)
+    write_checked(build(frozen, TARGETS[target]), model)
     backend = "openvino" if target == "openvino" else "ort-cpu"
     images = random_images(8).numpy()
     runtime, witness = prove_operators(OnnxFile(model), frozen, images, TorchRunner(student), Reporter(), backend)

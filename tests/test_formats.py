@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def written(frozen: Frozen, target: str, sha256: str, path: Path) -> str:
     """sha256 of an export."""
-    write_checked(build(frozen, TARGETS[target].load_operators(), None, sha256), path)
+    write_checked(build(frozen, TARGETS[target], None, sha256), path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -50,7 +50,7 @@ def test_exports_of_every_form_are_the_same_bytes(form: str, folder: Path, tmp_p
                 assert EXPORTS[form][target] == written(same, target, sha256, tmp_path / "model.onnx"), target
         else:
             with pytest.raises(UnsupportedByTarget):
-                build(frozen, TARGETS[target].load_operators())
+                build(frozen, TARGETS[target])
 
 
 @pytest.mark.parametrize("form", [form for form, exports in EXPORTS.items() if "fp32" in exports])

@@ -80,9 +80,9 @@ def test_every_target_computes_a_mixture(config: Quantization, seed: int, tmp_pa
             continue
         if target.only_on and config.act_step == "token":
             with pytest.raises(UnsupportedByTarget):
-                build(frozen, target.load_operators())
+                build(frozen, target)
             continue
-        write_checked(build(frozen, target.load_operators()), tmp_path / "model.onnx")
+        write_checked(build(frozen, target), tmp_path / "model.onnx")
         file, backend = OnnxFile(tmp_path / "model.onnx"), target.only_on or "ort-cpu"
         _check_packed_bytes(file, frozen, target.packs_weights)
 
@@ -182,7 +182,7 @@ def test_uniform_models_say_nothing_of_layers(portable_model: Path) -> None:
 def test_packed_weights_on_the_signed_grid_are_counted(tmp_path: Path) -> None:
     """LSQ's codes reach their product by a Cast alone, and ONNX Runtime has no Shape of 4-bit types."""
     frozen = frozen_model(Quantization(4, 4, "qk", "tensor", weights="lsq", shifts=False))
-    write_checked(build(frozen, TARGETS["ort-cpu"].load_operators()), tmp_path / "model.onnx")
+    write_checked(build(frozen, TARGETS["ort-cpu"]), tmp_path / "model.onnx")
     by_hand = sum(
         node_macs(node, frozen.graph) * (8 if node.name in ("patch_embed", "head") else 4) ** 2
         for node in frozen.graph.nodes

@@ -92,7 +92,7 @@ def test_every_target_computes_what_torch_computes(name: str, config: Quantizati
         if target.is_float or (target.name == "openvino" and config.act_step == "token"):
             continue
         backend = target.only_on or "ort-cpu"
-        write_checked(build(frozen, target.load_operators()), tmp_path / "model.onnx")
+        write_checked(build(frozen, target), tmp_path / "model.onnx")
         file = OnnxFile(tmp_path / "model.onnx")
 
         assert prove_weights(file, frozen).passed

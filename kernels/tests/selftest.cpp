@@ -91,7 +91,7 @@ Attention random_attention(const Form& form, int heads, int rows, bool shared, b
   Attention op;
   op.heads = heads, op.tokens = form.tokens, op.rows = rows, op.shared = shared, op.p_bits = form.bits;
   op.value_width = form.width / heads, op.width = shared ? form.width : op.value_width;
-  op.q = op.k = op.v = op.out = op.other = {form.bits, true};
+  op.q = {form.bits, whole(0, 1) == 1}, op.k = op.v = op.out = op.other = {form.bits, true};
   const int64_t lanes = tiles_of(form.tokens) * LANES, row_lanes = tiles_of(rows) * LANES;
   op.scale_varies = form.token_steps;
   const float least = 40.f / 1023;
@@ -140,7 +140,7 @@ struct Case {
 
   Bytes compute(const Kernels& kernels) const {
     Bytes all;
-    for (auto [memory, size] : written) std::memset(memory, 77, size);
+    for (auto [memory, size] : written) std::fill_n(memory, size, uint8_t(77));
     run(kernels);
     for (auto [memory, size] : written) all.insert(all.end(), memory, memory + size);
     return all;
@@ -202,6 +202,7 @@ Case attention_case(std::string name, std::shared_ptr<Attention> op, int batch, 
   for (size_t i = 0; i < matrix; i++) (*forced)[i] = uint8_t(whole(0, op->p_top()));
   const auto out = shared(Aligned<uint8_t>(batch * tiles_of(op->rows) * rows_of(width) * LINE));
   const auto scratch = shared(Aligned<char>(attention_scratch(*op, batch)));
+  std::fill_n(scratch->data(), scratch->size(), char(77));  // memory of the runtime: anything
   const auto run = [=](const Kernels& kernels) {
     AttentionRun run{};
     run.batch = batch, run.q = q->data(), run.k = k->data(), run.v = v->data(), run.other = other->data();

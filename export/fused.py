@@ -105,7 +105,7 @@ class Fused(Integers):
         geometry = {"patch": pattern.patch, "first": sum(map(len, rows[:-1])), "tokens": sum(map(len, rows))}
         attributes = {**geometry, "parts": linear.parts or 1, **_grid("out", quantizer)}
         codes = self._op("Patches", [self.image, reciprocal, before], node.output, attributes)
-        constant = self.b.float(f"{value}.constant", tile_floats(np.concatenate(rows)[None]))
+        constant = self.b.float(f"{pattern.position.name}.placed", tile_floats(np.concatenate(rows)[None]))
         return self._linear_sum(linear, codes, constant, value, with_bias=False)
 
     def _norm_codes(self, pattern: NormCodes) -> ir.Value:

@@ -53,6 +53,8 @@ from ofq_deploy.train.freeze import freeze
 MODELS = {"t": "deit_tiny_distilled_patch16_224", "s": "deit_small_distilled_patch16_224"}
 FORMS: dict[str, dict[str, Any]] = {
     "qk, tensor steps, no shifts": {"attention": "qk", "act_step": "tensor", "shifts": False},
+    "qk, tensor steps + shifts": {"attention": "qk", "act_step": "tensor"},
+    "qkr, tensor steps, no shifts": {"attention": "qkr", "act_step": "tensor", "shifts": False},
     "qk, token steps + shifts": {"attention": "qk", "act_step": "token"},
     "qkr, token steps + shifts": {"attention": "qkr", "act_step": "token"},
 }

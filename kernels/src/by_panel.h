@@ -7,7 +7,7 @@ constexpr int PANELS = 1;  // of a task of a linear operator
 // The sums of a task's panels and `tiles` (at most CHUNK) tiles of codes, given to the epilogue.
 template <class Epilogue>
 static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tiles,
-                                               const Epilogue& epilogue) {
+                                               Epilogue epilogue) {
   alignas(64) int32_t sums[CHUNK * TILE];
   panel_sums(op, panel, part, x, x_tile, tiles, sums);
   finish_panel(panel, tiles, sums, epilogue);

@@ -127,7 +127,7 @@ OFQ_INLINE void multiply_squares(const Linear& op, int panel, int part, const ui
 // The sums of a task's panels and `tiles` (at most CHUNK) tiles of codes, given to the epilogue.
 template <class Epilogue>
 static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tiles,
-                                               const Epilogue& epilogue) {
+                                               Epilogue epilogue) {
   const Weights& weights = op.weights;
   const int panels = weights.panels - panel < PANELS ? 1 : PANELS;
   const uint8_t* own_x = x + int64_t(part) * weights.blocks * KIB;

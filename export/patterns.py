@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from ofq_deploy.model import nodes
 from ofq_deploy.model.graph import Graph
+from ofq_deploy.model.grids import MAX_BITS
 from ofq_deploy.model.layout import layout_steps
 from ofq_deploy.model.nodes import AnyNode, PerChannel, PerTensor, PerToken, PerTokenHead
+from ofq_deploy.model.tiles import QUAD
 
 # Reshape to, transpose by, merge to: the orders of axes that the operators take.
 SPLIT_HEADS, SPLIT_KEYS, JOINED_HEADS, PATCHES = (1, 0, 2), (1, 2, 0), (1, 0, 2), (1, 3, 0, 2, 4)
@@ -121,13 +123,13 @@ def _codes(graph: Graph, end: nodes.Quantize) -> Pattern | None:
         if isinstance(norm, nodes.LayerNorm):
             return NormCodes(norm, end, maker.index + 1, maker.index, (root(graph, norm.x),))
     inner = _inner(graph, end.x)
-    if len(shape) != 2:
+    if len(shape) != 2 or not _by_lines(end.granularity, shape[1]):
         return None
-    if isinstance(inner, nodes.Linear) and not inner.parts:
+    if isinstance(inner, nodes.Linear) and _fits(inner):
         return LinearCodes(inner, False, end, (root(graph, inner.x),))
     if isinstance(inner, nodes.Gelu) and not isinstance(end.granularity, PerChannel):
         linear = _inner(graph, inner.x)
-        if isinstance(linear, nodes.Linear) and not linear.parts:
+        if isinstance(linear, nodes.Linear) and _fits(linear):
             return LinearCodes(linear, True, end, (root(graph, linear.x),))
     return _attention(graph, end) if isinstance(inner, nodes.Layout) else None
 
@@ -137,7 +139,7 @@ def _sum(graph: Graph, end: nodes.Add) -> LinearSum | None:
         return None
     for residual, term in (end.terms, end.terms[::-1]):
         linear = _inner(graph, term)
-        if isinstance(linear, nodes.Linear) and not linear.parts:
+        if isinstance(linear, nodes.Linear) and _fits(linear):
             return LinearSum(linear, (root(graph, linear.x), root(graph, residual)))
     return None
 
@@ -146,7 +148,7 @@ def _heads(graph: Graph, end: nodes.Add) -> Heads | None:
     linears, tokens = [], []
     for term in end.terms:
         linear = _inner(graph, term)
-        if not isinstance(linear, nodes.Linear) or linear.parts:
+        if not isinstance(linear, nodes.Linear) or not _fits(linear):
             return None
         pattern = find_pattern(graph, graph.makers[linear.x])
         if not isinstance(pattern, NormCodes) or pattern.token is None:
@@ -163,7 +165,9 @@ def _patches(graph: Graph, end: nodes.Add | nodes.Concat) -> PatchEmbedding | No
         return None
     terms = placed.terms if isinstance(graph.makers[placed.terms[1]], nodes.Constant) else placed.terms[::-1]
     linear, position = _inner(graph, terms[0]), graph.makers[terms[1]]
-    if not isinstance(linear, nodes.Linear) or not isinstance(position, nodes.Constant):
+    if not isinstance(linear, nodes.Linear) or not _fits(linear, linear.parts or 1):
+        return None
+    if not isinstance(position, nodes.Constant):
         return None
     layout = _inner(graph, linear.x)
     quantizer = _inner(graph, layout.x) if isinstance(layout, nodes.Layout) else None
@@ -216,6 +220,10 @@ def _attention(graph: Graph, end: nodes.Quantize) -> Attention | None:
     }
     if not all(isinstance(graph.quantizer_of(codes).granularity, kinds) for codes, kinds in allowed.items()):
         return None
+    sides = graph.quantizer_of(keys), graph.quantizer_of(values)
+    fit_bytes = all(side.grid == "signed" or side.bits < MAX_BITS for side in sides)  # the signed operand of a product
+    if not fit_bytes or width % QUAD or graph.shapes[scores.left][2] % QUAD:
+        return None
     shared = graph.shapes[scores.left][0] == 1
     other = (root(graph, scores.bias_of),) if scores.bias_of else ()
     return Attention(scores, softmax, context, end, shared, (queries, keys, values, *other))
@@ -231,6 +239,17 @@ def _split(graph: Graph, value: str, order: tuple[int, ...]) -> str | None:
     merged = turned if len(order) == 3 else (1, *turned)
     is_split = steps.order == order and steps.merged == merged and steps.split[0] == graph.shapes[layout.x][0]
     return root(graph, layout.x) if is_split else None
+
+
+def _fits(linear: nodes.Linear, parts: int = 0) -> bool:
+    """Whether columns are cut as wanted; and 9-bit integers, of whose codes the lines are summed, have whole lines of inputs."""
+    is_wide = linear.grid == "half" and linear.bits == MAX_BITS
+    return linear.parts in (0, parts) and not (is_wide and linear.inputs_width // max(parts, 1) % QUAD)
+
+
+def _by_lines(granularity: nodes.Granularity, width: int) -> bool:
+    """Whether heads with steps of their own begin on lines of codes."""
+    return not isinstance(granularity, PerTokenHead) or not width // granularity.heads % QUAD
 
 
 def _inner(graph: Graph, value: str) -> AnyNode | None:

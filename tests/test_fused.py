@@ -183,7 +183,7 @@ def test_steps_per_tensor_leave_no_optional_input(tmp_path: Path) -> None:
         kinds.setdefault(node.op_type, set()).add(tuple(map(bool, node.input)))
     whole = (True,) * 8
 
-    assert kinds["Linear"] == {(True,) * 4, (True, True, *(False,) * 5, True, True)}  # plain; behind GELU and a shift
+    assert kinds["Linear"] == {(True,) * 4, (True, True, *(False,) * 5, True)}  # plain, and thresholds behind GELU
     assert kinds["LinearAdd"] == {(True,) * 5}
     assert kinds["LayerNorm"] == {(True,) * 3}
     # An exponential table; of the shifts those of queries (9) and values (14).

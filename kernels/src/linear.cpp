@@ -40,7 +40,7 @@ class LinearKernel {
   static constexpr const char* NAME = "Linear";
   enum Input { X, WEIGHT, SCALE, BIAS, IN_STEP, OUT_RECIPROCAL, SHIFT, RISING, FALLING };
   static constexpr Port INPUTS[] = {{"codes", UINT8},          {"weight", UINT8},
-                                    {"scale", FLOAT},          {"bias", FLOAT},
+                                    {"scale", FLOAT, false},   {"bias", FLOAT, false},
                                     {"in_step", FLOAT, false}, {"out_reciprocal", FLOAT, false},
                                     {"shift", FLOAT, false},   {"rising", INT32, false},
                                     {"falling", INT32, false}};
@@ -88,9 +88,8 @@ class LinearKernel {
 
  private:
   void read_thresholds(const Node& node) {
-    for (size_t input : {IN_STEP, OUT_RECIPROCAL, SHIFT})
+    for (size_t input : {SCALE, BIAS, IN_STEP, OUT_RECIPROCAL, SHIFT})
       if (node.has(input)) throw std::runtime_error(std::string("inputs rising and ") + INPUTS[input].name + " exclude each other");
-    for (size_t input : {SCALE, BIAS}) node.constant(input, {{0}}, Values::finite);
     const int width = op_.weights.outputs;
     const Tensor rising = ofq::read_thresholds(node, RISING, INPUTS[RISING], width, op_.out.top(), true);
     Tensor falling;

@@ -102,11 +102,10 @@ class Fused(Integers):
         rows = [*(self.arrays[constant.name] for constant in pattern.prefix), position.astype(np.float32)]
         before = self.b.float(f"{node.name}.before", self.arrays[f"{node.name}.before"]) if node.before else None
         reciprocal = self.b.float(f"{node.name}.reciprocal", _reciprocal(quantizer.step))
-        channels = self.network.image[0]
-        geometry = {"channels": channels, "patch": pattern.patch, "first": sum(map(len, rows[:-1])), "tokens": sum(map(len, rows))}
-        attributes = {**geometry, "parts": linear.parts or 1, **_grid("out", quantizer)}
+        attributes = {"channels": self.network.image[0], "patch": pattern.patch, "parts": linear.parts or 1}
+        attributes |= {"first": sum(map(len, rows[:-1])), "tokens": sum(map(len, rows)), **_grid("out", quantizer)}
         codes = self._op("Patches", [self.image, reciprocal, before], node.output, attributes)
-        constant = self.b.float(f"{value}.constant", tile_floats(np.concatenate(rows)[None]))
+        constant = self.b.float(f"{pattern.position.name}.placed", tile_floats(np.concatenate(rows)[None]))
         return self._linear_sum(linear, codes, constant, value, with_bias=False)
 
     def _norm_codes(self, pattern: NormCodes) -> ir.Value:

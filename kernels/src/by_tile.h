@@ -10,16 +10,17 @@ constexpr int L1_BLOCKS = 12;  // of each of the four operands of a square, so t
 
 struct Unit {
   int panel, tile;
-  bool pair;             // of tiles
+  bool pair;            // of tiles
   const int32_t* sums;
-  int steps;             // of the epilogue: four a panel
+  unsigned steps;       // of the epilogue: four a panel
 };
 
 template <class Epilogue>
-OFQ_INLINE void finish(const Unit& unit, int from, int to, const Epilogue& epilogue) {
-  for (int step = from; step < to && step < unit.steps; step++) {
-    const int32_t* first = unit.sums + step / 4 * 2 * TILE;
-    epilogue(unit.panel + step / 4, unit.tile, first, unit.pair ? first + TILE : nullptr, step % 4 * 4);
+OFQ_INLINE void finish(const Unit& unit, unsigned from, unsigned to, const Epilogue& epilogue) {
+  for (unsigned step = from; step < to && step < unit.steps; step++) {
+    const unsigned i = step % 4 * 4;
+    const int32_t* first = unit.sums + step / 4 * 2 * TILE + i * LANES;
+    epilogue(int(unit.panel + step / 4), unit.tile, first, unit.pair ? first + TILE : nullptr, int(i));
   }
 }
 
@@ -104,8 +105,8 @@ OFQ_INLINE void multiply_squares(const Linear& op, int panel, int part, const ui
   Unit before{};
   for (int pass = 0; pass < passes; pass++) {
     const int from = weights.blocks * pass / passes, blocks = weights.blocks * (pass + 1) / passes - from;
-    const int due = Epilogue::LIGHT ? int(ceil_div(8, blocks)) : 0;  // steps of the epilogue in a block
-    const auto between = [&](int k) __attribute__((always_inline)) { finish(before, k * due, (k + 1) * due, epilogue); };
+    const unsigned due = Epilogue::LIGHT ? unsigned(ceil_div(8, blocks)) : 0;  // steps of the epilogue in a block
+    const auto between = [&](unsigned k) __attribute__((always_inline)) { finish(before, k * due, (k + 1) * due, epilogue); };
     for (int t = 0; t < tiles; t += 2) {
       const bool pair = t + 1 < tiles;
       int32_t* own = sums[passes > 1 ? t / 2 : t / 2 % 2];
@@ -127,7 +128,7 @@ OFQ_INLINE void multiply_squares(const Linear& op, int panel, int part, const ui
 // The sums of a task's panels and `tiles` (at most CHUNK) tiles of codes, given to the epilogue.
 template <class Epilogue>
 static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tiles,
-                                               const Epilogue& epilogue) {
+                                               Epilogue epilogue) {
   const Weights& weights = op.weights;
   const int panels = weights.panels - panel < PANELS ? 1 : PANELS;
   const uint8_t* own_x = x + int64_t(part) * weights.blocks * KIB;

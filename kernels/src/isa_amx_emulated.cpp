@@ -1,4 +1,5 @@
 // The loops of AMX in plain C++, for any processor: what proves them where there is no AMX.
+#define OFQ_INLINE static inline  // by force, these arrays for vectors take minutes to compile
 #include "isa.h"
 
 namespace ofq {

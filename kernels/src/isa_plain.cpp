@@ -1,4 +1,5 @@
 // Plain C++, for any processor.
+#define OFQ_INLINE static inline  // by force, these arrays for vectors take minutes to compile
 #include "isa.h"
 
 namespace ofq {

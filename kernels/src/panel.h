@@ -23,10 +23,10 @@ static void panel_sums(const Linear& op, int panel, int part, const uint8_t* x, 
   }
 }
 
-// An epilogue takes two tiles (one channel of both fills a vector of 16-bit numbers) and four channels at a time.
+// An epilogue takes four channels, i .. i + 3, of two tiles at a time: one channel of both fills a vector of 16-bit numbers.
 template <class Epilogue>
 OFQ_INLINE void finish_panel(int panel, int tiles, const int32_t* sums, const Epilogue& epilogue) {
   for (int t = 0; t < tiles; t += 2)
     for (int i = 0; i < PANEL; i += 4)
-      epilogue(panel, t, sums + t * TILE, t + 1 < tiles ? sums + (t + 1) * TILE : nullptr, i);
+      epilogue(panel, t, sums + t * TILE + i * LANES, t + 1 < tiles ? sums + (t + 1) * TILE + i * LANES : nullptr, i);
 }

@@ -27,15 +27,18 @@ Aligned<float> reals(size_t count, float low, float high) {
   return values;
 }
 
+// extreme: the largest and the smallest code, or the largest alone; weights likewise, so that sums come near what their types hold
 Aligned<uint8_t> random_codes(int64_t batch, int tokens, int width, Grid grid, bool extreme) {
   Aligned<uint8_t> codes(batch * tiles_of(tokens) * rows_of(width) * LINE);
-  for (size_t i = 0; i < codes.size(); i++) codes[i] = uint8_t(extreme ? (whole(0, 1) ? grid.top() : 0) : whole(0, grid.top()));
+  const int least = whole(0, 1);
+  for (size_t i = 0; i < codes.size(); i++) codes[i] = uint8_t(extreme ? (whole(least, 1) ? grid.top() : 0) : whole(0, grid.top()));
   return codes;
 }
 
 Weights random_weights(int outputs, int inputs, int parts, int bits, bool half, Grid in, bool extreme) {
   std::vector<uint8_t> planes(ceil_div(int64_t(bits) * outputs * inputs * parts, 8));
-  for (auto& byte : planes) byte = uint8_t(extreme ? (whole(0, 1) ? 255 : 0) : whole(0, 255));
+  const int least = whole(0, 1), most = whole(least, 1);
+  for (auto& byte : planes) byte = uint8_t(extreme ? (whole(least, most) ? 255 : 0) : whole(0, 255));
   return decode_weights(planes.data(), bits, half, outputs, inputs, parts, in);
 }
 
@@ -233,7 +236,7 @@ const char* name_of(Finish finish) {
 std::vector<Case> random_cases() {
   std::vector<Case> cases;
   for (int tokens : {1, 5, 16, 17, 33, 50, 64, 198, 209, 257})
-    for (int bits : {2, 3, 4, 5, 8})
+    for (int bits : {2, 3, 4, 5, 6, 8})
       for (bool extreme : {false, true}) {
         const int widths[] = {12, 48, 64, 96, 192}, width = widths[whole(0, 4)];
         const Form form{tokens, width, bits, whole(0, 1) == 1, extreme};

@@ -53,6 +53,8 @@ from ofq_deploy.train.freeze import freeze
 MODELS = {"t": "deit_tiny_distilled_patch16_224", "s": "deit_small_distilled_patch16_224"}
 FORMS: dict[str, dict[str, Any]] = {
     "qk, tensor steps, no shifts": {"attention": "qk", "act_step": "tensor", "shifts": False},
+    "qk, tensor steps + shifts": {"attention": "qk", "act_step": "tensor"},
+    "qkr, tensor steps, no shifts": {"attention": "qkr", "act_step": "tensor", "shifts": False},
     "qk, token steps + shifts": {"attention": "qk", "act_step": "token"},
     "qkr, token steps + shifts": {"attention": "qkr", "act_step": "token"},
 }
@@ -195,7 +197,7 @@ def prepare(network: Any, bits: list[int], folder: Path, report: Reporter, left_
                 if target == "openvino" and choices["act_step"] == "token":
                     continue
                 path = folder / f"{target}-{len(entries)}.onnx"
-                write_checked(build(frozen, TARGETS[target].load_operators()), path)
+                write_checked(build(frozen, TARGETS[target]), path)
                 if target != "openvino":
                     add(ort_entry, f"ours {target}, W{width}A{width} {form}", path)
                 if target != "portable":

@@ -77,7 +77,7 @@ def write(model: str, folder: Path) -> dict[tuple[str, str, str], Path]:
                 write_checked(build_fp32(frozen, folder / "weights.safetensors"), folder / "fp32.onnx")
             for target in ("ort-cpu", "portable"):
                 path = files[form, config.label, target] = folder / f"{len(files)}.onnx"
-                write_checked(build(frozen, TARGETS[target].load_operators()), path)
+                write_checked(build(frozen, TARGETS[target]), path)
     return files
 
 

@@ -59,7 +59,7 @@ def measure(network: Any) -> Iterator[dict[str, Any]]:
         frozen = freeze(student, config, folder_preprocessing(224), tuple(map(str, range(1000))))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_checked(build(frozen, TARGETS["tensorrt"].load_operators()), path)
+            write_checked(build(frozen, TARGETS["tensorrt"]), path)
             found = check(OnnxFile(path))
         form = {"form": f"W{weight_bits}A{act_bits}", "steps": act_step, "attention": attention}
         yield form | asdict(found) | {"passed": found.passed}

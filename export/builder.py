@@ -73,9 +73,7 @@ class Builder:
 
         from ofq_deploy import __version__
 
-        imports = {"": opset}
-        if any(node.domain == CONTRIB for node in self.nodes):
-            imports[CONTRIB] = 1
+        imports = dict.fromkeys(sorted({node.domain for node in self.nodes}), 1) | {"": opset}
         graph = ir.Graph(
             [image, *overridable],
             [logits],

@@ -20,31 +20,27 @@ from ofq_deploy.model.frozen import Frozen, Quantizer, frozen_hash
 from ofq_deploy.model.grids import recipe_bits
 from ofq_deploy.model.layout import layout_steps
 from ofq_deploy.model.nodes import PerChannel, PerToken, PerTokenHead
+from ofq_deploy.targets import Target
 
 
-def build(frozen: Frozen, target: TargetOperators, opset: int | None = None, sha256: str | None = None) -> ir.Model:
-    """The integer model of `frozen`; input `image` float32 [batch, channels, size, size], output `logits`.
+def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str | None = None) -> ir.Model:
+    """The integer model of `frozen` for a target; input `image` float32 [batch, channels, size, size], output `logits`.
 
     opset:  by default the lowest that holds the graph
     sha256: of the frozen file, for the metadata; by default of the file that `frozen` would be saved as
 
     Raises UnsupportedByTarget for an opset outside 20 to 26.
     """
-    target.check(frozen)
-    opset = check_opset(min(default_opset(frozen), target.highest_opset) if opset is None else opset)
-    if opset > target.highest_opset:
-        raise UnsupportedByTarget(f"{target.name} reads opsets up to {target.highest_opset}; use a lower --opset")
-    lowering = _Integers(frozen, target, opset)
-    overridable = target.overridable(lowering.b)
+    operators, lowers = target.load_operators(), target.load_lowering()
+    operators.check(frozen)
+    opset = check_opset(min(lowers.default_opset(frozen), operators.highest_opset) if opset is None else opset)
+    if opset > operators.highest_opset:
+        raise UnsupportedByTarget(f"{target.name} reads opsets up to {operators.highest_opset}; use a lower --opset")
+    lowering = lowers(frozen, operators, opset)
+    overridable = operators.overridable(lowering.b)
     logits = lowering.lower()
     properties = metadata(frozen, target.name, sha256 or frozen_hash(frozen))
     return lowering.b.model(lowering.image, logits, opset, overridable, properties)
-
-
-def default_opset(frozen: Frozen) -> int:
-    """20 for Gelu, 21 for packed 4-bit and 25 for packed 2-bit tensors."""
-    opsets = {4: packing.INT4_OPSET, 2: packing.INT2_OPSET}
-    return max(opsets.get(linear.bits, LOWEST_OPSET) for linear in frozen.linears.values())
 
 
 def metadata(frozen: Frozen, target: str, sha256: str) -> dict[str, str]:
@@ -69,11 +65,19 @@ def metadata(frozen: Frozen, target: str, sha256: str) -> dict[str, str]:
     }
 
 
-class _Integers(Lowering):
+class Integers(Lowering):
+    """Products of integers by the operators of a target."""
+
     def __init__(self, frozen: Frozen, target: TargetOperators, opset: int) -> None:
         super().__init__(frozen.graph, frozen.arrays)
         self.frozen, self.target, self.opset = frozen, target, opset
         self.columns: dict[str, list[ir.Value]] = {}  # of a layout whose columns are multiplied apart
+
+    @staticmethod
+    def default_opset(frozen: Frozen) -> int:
+        """The lowest that holds the graph: 20 for Gelu, 21 for packed 4-bit and 25 for packed 2-bit tensors."""
+        opsets = {4: packing.INT4_OPSET, 2: packing.INT2_OPSET}
+        return max(opsets.get(linear.bits, LOWEST_OPSET) for linear in frozen.linears.values())
 
     def emit(self, node: nodes.AnyNode) -> None:
         reader = self._only_reader(node.output)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ofq_deploy.export.builder import Builder
 from ofq_deploy.model.frozen import CodedLinear
+from ofq_deploy.model.planes import pack_planes
 
 _BITS = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.int8)  # of every byte, lowest first
 Storage = Literal["INT2", "INT4", "planes", "INT8"]
@@ -33,25 +34,6 @@ def storage(bits: int, opset: int) -> Storage:
 def packed_bytes(bits: int, count: int) -> int:
     """Bytes that `count` codes take in the file: their true width up to 4 bits, one byte each above."""
     return -(-bits * count // 8) if bits <= 4 else count
-
-
-def pack_planes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """Bit planes of codes + 2**(bits - 1), one after the other in one bit stream, lowest bit first.
-
-    codes:   int8, any shape, in [-2**(bits - 1), 2**(bits - 1) - 1]
-    returns: uint8 [ceil(bits * count / 8)]
-    """
-    shifted = (codes.astype(np.int16).ravel() + 2 ** (bits - 1)).astype(np.uint8)
-    planes = (shifted >> np.arange(bits, dtype=np.uint8)[:, None]) & 1
-    return np.packbits(planes.ravel(), bitorder="little")
-
-
-def unpack_planes(packed: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """The codes that `pack_planes` packed."""
-    count = int(np.prod(shape))
-    planes = np.unpackbits(packed, count=bits * count, bitorder="little").reshape(bits, count)
-    shifted = (planes << np.arange(bits, dtype=np.uint8)[:, None]).sum(0, dtype=np.int16)
-    return (shifted - 2 ** (bits - 1)).astype(np.int8).reshape(shape)
 
 
 def is_wide(linear: CodedLinear) -> bool:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from ofq_deploy.errors import UnsupportedByTarget
 
 if TYPE_CHECKING:
+    from ofq_deploy.export.network import Integers
     from ofq_deploy.export.targets.protocol import TargetOperators
     from ofq_deploy.runtime_tests.lint.findings import Rule
+    from ofq_deploy.runtime_tests.proof.reading import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +22,27 @@ class Target:
     """A kind of model file.
 
     operators:     the class that turns integer products into nodes; empty for the float model, which has none
+    lowering:      the class that walks the network and emits them
+    reading:       the class that tells the proof where taps and weights are in its files
     rules:         what keeps a model from integers there, a tuple of lint's rules; empty where there are none
     check:         OnnxFile -> Check, which builds what the runtime would run; empty where there is none
     packs_weights: weights lie at their true width, behind nodes that the runtime folds
     only_on:       the one backend that computes it as it is meant; empty for any that opens ONNX files
     on_cpu:        ONNX Runtime serves it on a CPU as it is
+    library:       the distribution whose operators its files need in ONNX Runtime (ofq_deploy/kernels.py finds it)
     triton:        Triton's backends that read it, by default the first
     """
 
     name: str
     operators: str = ""
+    lowering: str = "ofq_deploy.export.network:Integers"
+    reading: str = "ofq_deploy.runtime_tests.proof.reading:Reading"
     rules: str = ""
     check: str = ""
     packs_weights: bool = True
     only_on: str = ""
     on_cpu: bool = False
+    library: str = ""
     triton: tuple[str, ...] = ()
 
     @property
@@ -45,6 +53,15 @@ class Target:
         """Imports onnx_ir."""
         operators: TargetOperators = resolve_name(self.operators)()
         return operators
+
+    def load_lowering(self) -> "type[Integers]":
+        """Imports onnx_ir."""
+        lowering: type[Integers] = resolve_name(self.lowering)
+        return lowering
+
+    def load_reading(self) -> "type[Reading]":
+        reading: type[Reading] = resolve_name(self.reading)
+        return reading
 
     def load_rules(self) -> "tuple[Rule, ...]":
         rules: tuple[Rule, ...] = resolve_name(self.rules)
@@ -66,6 +83,16 @@ ORT_CPU = Target(
     on_cpu=True,
     triton=("onnxruntime",),
 )
+ORT_OFQ = Target(
+    "ort-ofq",
+    operators=f"{_OPERATORS}.ort_ofq:OrtOfq",
+    lowering="ofq_deploy.export.fused:Fused",
+    reading="ofq_deploy.runtime_tests.proof.fused:FusedReading",
+    rules=f"{_RULES}.rules:ORT_OFQ",
+    only_on="ort-cpu",
+    on_cpu=True,
+    library="ofq-kernels",
+)
 OPENVINO = Target(
     "openvino",
     operators=f"{_OPERATORS}.openvino:OpenVino",
@@ -82,7 +109,7 @@ TENSORRT = Target(
 )
 FLOAT = Target("fp32", on_cpu=True, triton=("onnxruntime", "tensorrt"))
 DEFAULT = PORTABLE
-TARGETS = {target.name: target for target in (PORTABLE, ORT_CPU, OPENVINO, TENSORRT, FLOAT)}
+TARGETS = {target.name: target for target in (PORTABLE, ORT_CPU, ORT_OFQ, OPENVINO, TENSORRT, FLOAT)}
 
 
 def find_target(name: str) -> Target:

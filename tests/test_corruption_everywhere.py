@@ -56,7 +56,7 @@ def exported(frozen: Path) -> Any:
     def model(target: str) -> onnx.ModelProto:
         path = frozen.with_name(f"{target}.onnx")
         if not path.exists():
-            write_checked(build(load_frozen(frozen), TARGETS[target].load_operators()), path)
+            write_checked(build(load_frozen(frozen), TARGETS[target]), path)
         return read_model(path)
 
     return model

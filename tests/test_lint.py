@@ -37,7 +37,7 @@ def found(findings: list[Finding]) -> list[tuple[str, str]]:
 def test_exported_models_are_clean(tmp_path: Path, changes: dict[str, Any], act_step: Any, attention: Any) -> None:
     frozen = frozen_model(Quantization(**{"attention": attention, "act_step": act_step, **changes}))
     for name in ("portable", "ort-cpu"):
-        write_checked(build(frozen, TARGETS[name].load_operators()), tmp_path / "model.onnx")
+        write_checked(build(frozen, TARGETS[name]), tmp_path / "model.onnx")
 
         assert lint(OnnxFile(tmp_path / "model.onnx"), name) == []
 
@@ -54,7 +54,7 @@ def test_exported_models_are_clean(tmp_path: Path, changes: dict[str, Any], act_
 )
 def test_models_for_openvino_are_clean(tmp_path: Path, changes: dict[str, Any], attention: Any) -> None:
     frozen = frozen_model(Quantization(**{"attention": attention, "act_step": "tensor", **changes}))
-    write_checked(build(frozen, TARGETS["openvino"].load_operators()), tmp_path / "model.onnx")
+    write_checked(build(frozen, TARGETS["openvino"]), tmp_path / "model.onnx")
 
     assert lint(OnnxFile(tmp_path / "model.onnx"), "openvino") == []
 

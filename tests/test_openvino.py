@@ -112,7 +112,7 @@ def test_validate_of_a_run_takes_what_can_be_proven(model: Path, run: Path) -> N
 
 def test_the_file_advised_for_steps_per_token_runs_at_a_fixed_batch(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    write_checked(build(frozen_model(Quantization(4, 4, attention="qk")), TARGETS["ort-cpu"].load_operators()), path)
+    write_checked(build(frozen_model(Quantization(4, 4, attention="qk")), TARGETS["ort-cpu"]), path)
     images = np.random.default_rng(0).standard_normal((2, 3, 16, 16), dtype=np.float32)
 
     np.testing.assert_allclose(

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ofq_deploy.export.builder import Builder
-from ofq_deploy.export.packing import pack_planes, packed_bytes, storage, unpack_planes, weight
+from ofq_deploy.export.packing import packed_bytes, storage, weight
 from ofq_deploy.model.file import decoder, read_model
 from ofq_deploy.model.frozen import CodedLinear
+from ofq_deploy.model.planes import pack_planes, unpack_planes
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=13)

@@ -51,7 +51,7 @@ EDGES = {"token": 3 + 2, "tensor": 1 + 1}  # one patch embedding per step of the
 
 
 def export(frozen: Frozen, path: Path) -> Path:
-    write_checked(build(frozen, TARGETS["tensorrt"].load_operators()), path)
+    write_checked(build(frozen, TARGETS["tensorrt"]), path)
     return path
 
 
@@ -60,7 +60,7 @@ def prove(path: Path, frozen: Frozen) -> list[str]:
     images = np.random.default_rng(0).standard_normal((40, a.channels, 16, 16), dtype=np.float32)
     operators = prove_operators(OnnxFile(path), frozen, images[:8], None, report)
     weights, free = prove_weights(OnnxFile(path), frozen), prove_free_run(OnnxFile(path), frozen, images, report)
-    constants = prove_constants(OnnxFile(path), to_proto(build(frozen, TARGETS["tensorrt"].load_operators())))
+    constants = prove_constants(OnnxFile(path), to_proto(build(frozen, TARGETS["tensorrt"])))
     return Proof(8, weights, constants, tuple(operators), free).faults()
 
 

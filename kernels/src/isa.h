@@ -6,5 +6,7 @@
 #include "coefficients.h"
 #include "shapes.h"
 
+#ifndef OFQ_INLINE
 #define OFQ_INLINE static inline __attribute__((always_inline))
+#endif
 #define OFQ_INLINE_MEMBER inline __attribute__((always_inline))

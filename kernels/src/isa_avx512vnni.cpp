@@ -7,6 +7,7 @@ namespace ofq {
 namespace avx512vnni {
 #include "simd_avx512.h"
 #include "product_vnni512.h"
+#include "by_panel.h"
 #include "shared.inc"
 }  // namespace avx512vnni
 

@@ -1,10 +1,12 @@
 // Plain C++, for any processor.
+#define OFQ_INLINE static inline  // by force, these arrays for vectors take minutes to compile
 #include "isa.h"
 
 namespace ofq {
 namespace plain {
 #include "simd_plain.h"
 #include "product_plain.h"
+#include "by_panel.h"
 #include "shared.inc"
 }  // namespace plain
 

@@ -16,6 +16,7 @@ constexpr int LANES = 16;       // tokens of a tile
 constexpr int LINE = 64;        // bytes of 4 channels x 16 tokens
 constexpr int PANEL = 16;       // output channels of a block of weights
 constexpr int BLOCK = 64;       // inputs of a block of weights
+constexpr int TILE = PANEL * LANES;  // sums of a panel and a tile
 constexpr int CHUNK = 16;       // tiles of a task of a linear operator, at most
 constexpr int MAX_IMAGE = 4096; // pixels of a side
 
@@ -134,12 +135,13 @@ struct Attention {
 
 // What a task of attention works in: one for each thread, kept between runs.
 struct Workspace {
+  Aligned<uint8_t> room;     // [blocks of a query][16][64]
   Aligned<int32_t> scores;   // [tiles][16 keys][16 queries]
-  Aligned<uint8_t> lines;    // [blocks of keys][16][64]: the codes p, four keys a line; the rest stays 0
+  Aligned<uint8_t> lines;    // [blocks of keys][16][64]: the codes p, four keys a line
   Aligned<int32_t> context;  // [panels][16 channels][16 queries]
   Aligned<float> factors;    // [tiles * 16]
 };
-Workspace& workspace(int64_t tiles, int64_t blocks, int64_t panels);
+Workspace& workspace(int64_t tiles, int64_t query_blocks, int64_t key_blocks, int64_t panels);
 
 // Pointers of one run. `*_image`: from one image to the next, in elements (0: the same for all).
 struct PatchesRun { int batch; const float* image; uint8_t* out; };
@@ -170,11 +172,12 @@ struct Kernels {
   void (*linear)(const Linear&, const LinearRun&, size_t unit);
   void (*attention_keys)(const Attention&, const AttentionRun&, size_t unit);
   void (*attention)(const Attention&, const AttentionRun&, size_t unit);
+  int panels = 1;  // of a task of a linear operator
 };
 
 size_t patches_units(const Patches&, int batch);
 size_t layer_norm_units(const LayerNorm&, int batch);
-size_t linear_units(const Linear&, int batch);
+size_t linear_units(const Kernels&, const Linear&, int batch);
 size_t attention_keys_units(const Attention&, int batch);
 size_t attention_units(const Attention&, int batch);
 size_t attention_scratch(const Attention&, int batch);

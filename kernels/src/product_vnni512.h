@@ -30,12 +30,12 @@ static __attribute__((noinline)) void sum_in_registers(
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; n++) store(sums + n * (PANEL * LANES) + r * LANES, sum[r][n]);
+    for (int n = 0; n < N; n++) store(sums + n * TILE + r * LANES, sum[r][n]);
 }
 
 // sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; see docs/kernels.md
 static void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tiles, const int32_t* start, int32_t* sums) {
-  constexpr int TILE = PANEL * LANES, HALF = PANEL / 2;
+  constexpr int HALF = PANEL / 2;
   int t = 0;
   for (; tiles - t >= 3; t += 3) {
     sum_in_registers<HALF, 3>(w, lines, x + t * x_tile, x_tile, start, sums + t * TILE);

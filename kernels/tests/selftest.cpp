@@ -180,7 +180,7 @@ Case linear_case(std::string name, std::shared_ptr<Linear> op, const Form& form,
   const auto sum = shared(Aligned<float>(is_sum ? add->size() : 0));
   const auto run = [=](const Kernels& kernels) {
     const LinearRun run{batch, x->data(), x->size() / batch, codes->data(), add->data(), add->size() / batch, sum->data()};
-    run_units(kernels, linear_units(*op, batch), [&](size_t unit) { kernels.linear(*op, run, unit); });
+    run_units(kernels, linear_units(kernels, *op, batch), [&](size_t unit) { kernels.linear(*op, run, unit); });
   };
   return {std::move(name), run, {is_sum ? memory_of(sum) : memory_of(codes)}};
 }

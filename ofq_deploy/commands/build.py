@@ -22,7 +22,7 @@ def build_model(run: Run, target: Target, opset: int | None = None) -> "ir.Model
 
     if target.is_float:
         return build_fp32(run.frozen, run.file("teacher.safetensors"), opset)
-    return build(run.frozen, target.load_operators(), opset, sha256(run.file("frozen.safetensors")))
+    return build(run.frozen, target, opset, sha256(run.file("frozen.safetensors")))
 
 
 @contextmanager

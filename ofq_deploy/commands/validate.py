@@ -154,7 +154,7 @@ def _export_again(found: Subject, frozen: Frozen) -> Any:
     from ofq_deploy.export.write import to_proto
 
     opset = next(entry.version for entry in found.file.proto.opset_import if entry.domain == "")
-    return to_proto(build(frozen, found.model.made_for.load_operators(), opset, found.model.frozen_sha256))
+    return to_proto(build(frozen, found.model.made_for, opset, found.model.frozen_sha256))
 
 
 def _free_images(frozen: Frozen, least: int, most: int) -> int:

@@ -225,4 +225,6 @@ def decoder(model: "onnx.ModelProto", names: list[str]) -> "onnx.ModelProto":
     plain = [onnx.helper.make_node("Identity", [name], [f"{name}/decoded"]) for name in names if name in stored]
     outputs = [onnx.ValueInfoProto(name=f"{name}/decoded" if name in stored else name) for name in names]
     graph = onnx.helper.make_graph([*nodes, *plain], "decoder", [], outputs, initializers)
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    domains = {"", *(node.domain for node in nodes)}  # others may need a library that has nothing to decode
+    opsets = [entry for entry in model.opset_import if entry.domain in domains]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)

@@ -1,6 +1,6 @@
 """The proof that a model file computes what training computed.
 
-1. Weights: the codes that the file's own decoder yields in ONNX Runtime are the frozen codes, all of them. The other
+1. Weights: the integers that the file holds, decoded as a runtime does, are the frozen ones, all of them. The other
    constants are those that an export of the frozen file has, bit for bit: a wrong one may be too small to move a code.
 2. Operators: each one is fed the codes that the reference fed it; codes out are equal, or ties by one rule.
 3. End to end: where free runs part, the first operator that differs is named, and must differ by ties only.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ofq_deploy.model.file import OnnxFile, decoder
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.progress import Reporter
 from ofq_deploy.runner import Runner
@@ -27,7 +27,6 @@ from ofq_deploy.runtime_tests.proof.compare import (
 from ofq_deploy.runtime_tests.proof.oracle import Oracle
 from ofq_deploy.runtime_tests.proof.parity import Parity
 from ofq_deploy.runtime_tests.proof.tapped import open_tapped
-from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 from ofq_deploy.runtime_tests.runners.registry import levels
 
 if TYPE_CHECKING:
@@ -96,28 +95,15 @@ class Proof:
 
 
 def prove_weights(file: OnnxFile, frozen: Frozen) -> WeightProof:
-    """Read every weight code back through the file's own decoder, executed by ONNX Runtime."""
-    parts = {name: _weight_parts(frozen, name) for name in frozen.linears}
-    names = [part for own in parts.values() for part in own]
-    decoded = run_all(open_session(decoder(file.proto, names)), {})
-    decoded = {name.removesuffix("/decoded"): value for name, value in decoded.items()}
+    """Read every weight back as the file's target keeps it, and compare its integers."""
     compared = differing = 0
     layers = []
-    for name, own in parts.items():
-        linear = frozen.linear(name)
-        integers = np.concatenate([decoded[part] for part in own]).T.astype(np.int16)
-        wide = linear.grid == "half" and linear.bits == 8  # kept as codes: the integers need 9 bits
-        expected = linear.codes if wide else linear.integers
-        wrong = int((integers != expected).sum()) if integers.shape == expected.shape else integers.size
-        compared, differing = compared + integers.size, differing + wrong
+    for name, integers in file.described.made_for.load_reading()(file, frozen).integers().items():
+        expected = frozen.linear(name).integers
+        wrong = int((integers != expected).sum()) if integers.shape == expected.shape else expected.size
+        compared, differing = compared + expected.size, differing + wrong
         layers += [name] if wrong else []
     return WeightProof(compared, differing, tuple(layers))
-
-
-def _weight_parts(frozen: Frozen, name: str) -> list[str]:
-    """Columns with scales of their own are kept as a matrix each."""
-    parts = frozen.linears[name].parts
-    return [f"{name}.weight"] if parts < 2 else [f"{name}.{part}.weight" for part in range(parts)]
 
 
 def prove_constants(file: OnnxFile, exported: "onnx.ModelProto") -> ConstantProof:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
-from ofq_deploy.model.file import OnnxFile, force, with_outputs
+from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.model.frozen import Frozen
 from ofq_deploy.runner import FORCED, Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.runners.registry import open_runner
@@ -29,11 +28,11 @@ class TappedModel(Runner):
     """
 
     def __init__(self, file: OnnxFile, frozen: Frozen, open_graph: OpenGraph) -> None:
-        self._model = file.proto
-        self._frozen, self._open_graph = frozen, open_graph
+        self._reading = file.described.made_for.load_reading()(file, frozen)
+        self._open_graph = open_graph
         self._runners: dict[tuple[bool, int], Runner] = {}
-        self._values = {name: node.output for name, node in frozen.graph.taps.items()}
-        computed = {name for node in self._model.graph.node for name in node.output}
+        self._values = self._reading.values
+        computed = {name for node in self._reading.watched().graph.node for name in node.output}
         missing = [name for name, value in self._values.items() if value not in computed]
         if missing:
             raise OnnxFileError(f"{file.path} does not compute the codes of {missing[0]}; export it again")
@@ -53,14 +52,12 @@ class TappedModel(Runner):
         return self._metadata
 
     def infer(self, inputs: Arrays) -> Arrays:
-        forced = {
-            self._values[name.removesuffix(FORCED)]: self._to_graph(name.removesuffix(FORCED), value)
-            for name, value in inputs.items()
-            if name.endswith(FORCED)
-        }
+        forced = {}
+        for name in (name.removesuffix(FORCED) for name in inputs if name.endswith(FORCED)):
+            forced[self._values[name]] = self._reading.write(name, inputs[name + FORCED], self._dtypes[name])
         feeds = {"image": inputs["image"], **{value + FORCED: array for value, array in forced.items()}}
         outputs = self._runner(forced, len(inputs["image"])).infer(feeds)
-        return {name: self._from_graph(name, outputs[value]) for name, value in self._values.items()}
+        return {name: self._reading.read(name, outputs[value]) for name, value in self._values.items()}
 
     def close(self) -> None:
         for runner in self._runners.values():
@@ -71,27 +68,11 @@ class TappedModel(Runner):
         """One per kind of graph and batch size, opened when it is first needed."""
         key = bool(forced), batch
         if key not in self._runners:
-            graph = with_outputs(self._model, self._values.values())
+            graph = self._reading.watched()
             if forced:
-                force(graph, forced)
+                self._reading.force(graph, forced)
             self._runners[key] = self._open_graph(graph, batch)
         return self._runners[key]
-
-    def _to_graph(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        dtype = self._dtypes[name]
-        return np.ascontiguousarray(array + self._offset(name, dtype), dtype=dtype)
-
-    def _from_graph(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        if name not in self._frozen.quantizers:
-            return array
-        return array.astype(np.int16) - np.int16(self._offset(name, array.dtype))
-
-    def _offset(self, name: str, dtype: np.dtype[Any]) -> int:
-        """What the graph adds to codes: uint8 starts at 0, and unsigned 8-bit codes in int8 at -128."""
-        if name not in self._frozen.quantizers:
-            return 0
-        low, high = self._frozen.quantizer(name).range
-        return -low if dtype == np.uint8 else -128 if high > 127 else 0
 
 
 def open_tapped(backend: str, file: OnnxFile, frozen: Frozen) -> TappedModel:

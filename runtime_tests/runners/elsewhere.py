@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.kernels import needed_library
 from ofq_deploy.runner import Arrays, Metadata, Runner
 from ofq_deploy.runtime_tests.runners import worker
 
@@ -24,16 +25,19 @@ class ElsewhereRunner(Runner):
     python: path of the interpreter, as venv/bin/python
     backend: what this runner was called by
 
-    Raises BackendMissing when the interpreter is no Python with onnxruntime, OnnxFileError when the model does not load.
+    Raises BackendMissing when the interpreter is no Python with onnxruntime, or the library of fused operators, which this
+    project has, is missing; OnnxFileError when the model does not load.
     """
 
     def __init__(
         self, python: Path, backend: str, model: "Path | onnx.ModelProto", threads: int = 0, optimize: bool = True
     ) -> None:
+        library = needed_library(model)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             path.write_bytes(model.read_bytes() if isinstance(model, Path) else model.SerializeToString())
             command = [str(python), "-I", worker.__file__, str(path), str(threads), str(int(optimize))]
+            command += [] if library is None else [str(library)]
             try:
                 self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             except OSError as error:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ofq_deploy.errors import BackendMissing, OnnxFileError
+from ofq_deploy.kernels import needed_library
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runner import Arrays, Metadata, Opening, Runner, runtime_name
 from ofq_deploy.runtime_tests.runners.elsewhere import ElsewhereRunner
@@ -32,7 +33,8 @@ def open_session(
     threads: 0 for one per core
     where:   the file that a model in memory comes from, for the message
 
-    Raises BackendMissing without onnxruntime, OnnxFileError when the model does not load.
+    Raises BackendMissing without onnxruntime, or the library of fused operators for a model that has some; OnnxFileError when
+    the model does not load.
     """
     try:
         import onnxruntime
@@ -48,9 +50,12 @@ def open_session(
         options.profile_file_prefix = str(profile_prefix)
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    library = needed_library(model)
     source = os.fspath(model) if isinstance(model, Path) else model.SerializeToString()
     providers = ["CPUExecutionProvider"]
     try:
+        if library is not None:
+            options.register_custom_ops_library(os.fspath(library))
         try:
             return onnxruntime.InferenceSession(source, options, providers=providers)
         except onnxruntime.capi.onnxruntime_pybind11_state.Fail as error:

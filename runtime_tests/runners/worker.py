@@ -1,6 +1,7 @@
 """Runs an ONNX file in the onnxruntime of whatever interpreter executes this file; imports nothing of this project.
 
-Started by ofq_deploy.runtime_tests.runners.elsewhere as `PYTHON worker.py MODEL THREADS OPTIMIZE`. On stdout first one line of JSON
+Started by ofq_deploy.runtime_tests.runners.elsewhere as `PYTHON worker.py MODEL THREADS OPTIMIZE [LIBRARY]`, the
+library being that of a model's own operators. On stdout first one line of JSON
 (version, inputs and outputs, or what went wrong), then an answer for every request on stdin: eight bytes of length,
 then an .npz of arrays by name. An answer of no length is followed by a line of JSON with what went wrong.
 """
@@ -11,7 +12,7 @@ import sys
 from typing import Any
 
 
-def main(path: str, threads: int, optimize: bool) -> None:
+def main(path: str, threads: int, optimize: bool, libraries: list[str]) -> None:
     try:
         import numpy as np
         import onnxruntime
@@ -21,6 +22,8 @@ def main(path: str, threads: int, optimize: bool) -> None:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        for library in libraries:
+            options.register_custom_ops_library(library)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         _line({"error": str(error).splitlines()[0], "missing": isinstance(error, ImportError)})
@@ -48,4 +51,4 @@ def _line(table: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1")
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1", sys.argv[4:])

@@ -7,6 +7,7 @@ namespace ofq {
 namespace avx2 {
 #include "simd_avx2.h"
 #include "product_avx2.h"
+#include "by_panel.h"
 #include "shared.inc"
 }  // namespace avx2
 

@@ -7,6 +7,7 @@ namespace ofq {
 namespace neon {
 #include "simd_neon.h"
 #include "product_neon.h"
+#include "by_panel.h"
 #include "shared.inc"
 }  // namespace neon
 

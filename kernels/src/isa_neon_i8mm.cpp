@@ -7,6 +7,7 @@ namespace ofq {
 namespace neon_i8mm {
 #include "simd_neon.h"
 #include "product_i8mm.h"
+#include "by_panel.h"
 #include "shared.inc"
 }  // namespace neon_i8mm
 

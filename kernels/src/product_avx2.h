@@ -5,12 +5,6 @@
 typedef int16_t Sums16 __attribute__((vector_size(32)));
 typedef int32_t Sums32 __attribute__((vector_size(32)));
 
-OFQ_INLINE __m256i broadcast_four(const void* bytes) {
-  int32_t four;
-  std::memcpy(&four, bytes, 4);
-  return _mm256_set1_epi32(four);
-}
-
 // R channels of a tile in registers. The products of two neighbours are summed in 16 bits, and over all `lines` too: no sum may leave them.
 // Where `start` is null, they are added to `sums`.
 template <int R>

@@ -15,6 +15,12 @@ OFQ_INLINE V both(Function half) {
 OFQ_INLINE __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 OFQ_INLINE void store_half(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 
+OFQ_INLINE __m256i broadcast_four(const void* bytes) {
+  int32_t four;
+  std::memcpy(&four, bytes, 4);
+  return _mm256_set1_epi32(four);
+}
+
 OFQ_INLINE F load(const float* p) { return OFQ_BOTH(F, _mm256_loadu_ps(p + 8 * i)); }
 OFQ_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a.v[0]), _mm256_storeu_ps(p + 8, a.v[1]); }
 OFQ_INLINE F set(float a) { return F{{_mm256_set1_ps(a), _mm256_set1_ps(a)}}; }

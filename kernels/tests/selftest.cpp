@@ -61,6 +61,7 @@ Linear random_linear(Finish finish, int outputs, int inputs, int parts, const Fo
   op.scale = reals(parts * channels, .5f / spread * op.out.top(), 1.f / spread * op.out.top());
   op.bias = reals(channels, -1.f, 1.f);
   op.shift = reals(channels, -.3f, .3f);
+  if (form.extreme) op.scale[0] = 1e9f, op.scale[1] = -1e9f;  // beyond the integers
   if (form.token_steps && finish != Finish::head) {
     op.in_step = reals(lanes, .5f, 2.f);
     if (outputs % 8 == 0) op.heads = 2;
@@ -192,6 +193,7 @@ Case linear_case(std::string name, std::shared_ptr<Linear> op, const Form& form,
 Case layer_norm_case(std::string name, std::shared_ptr<LayerNorm> op, int batch) {
   const int64_t tiles = tiles_of(op->tokens);
   const auto x = shared(reals(batch * tiles * round_up(op->width, 16) * LANES, -5.f, 7.f));
+  (*x)[2] = std::nanf(""), (*x)[3] = INFINITY, (*x)[4] = -INFINITY, (*x)[5] = 3e38f;
   const auto codes = shared(Aligned<uint8_t>(batch * tiles * rows_of(op->width) * LINE));
   const auto run = [=](const Kernels& kernels) {
     const LayerNormRun run{batch, x->data(), x->size() / batch, codes->data()};

@@ -7,7 +7,7 @@
     python benchmarks/exactness.py table benchmarks/results/exactness_*.json
 
 `forms` converts and calibrates the weights in every form (W2A2, W3A3, W4A4, W8A8, steps per token and tensor, both
-attention forms; shifts set at random, some times wider than a short training leaves them), and feeds each operator of both targets torch's codes
+attention forms; shifts set at random, some times wider than a short training leaves them), and feeds each operator of the targets torch's codes
 in batches of 1, 3 and 8. `runs` does what `validate` does with trained runs: the proof, and accuracy on all images.
 `table` prints the results as Markdown.
 """
@@ -41,7 +41,7 @@ from ofq_deploy.train.sources.timm_weights import load_pretrained, model_of, rea
 from ofq_deploy.train.witness import TorchRunner
 
 BATCHES = (1, 3, 8)
-TARGET_NAMES = ("portable", "ort-cpu")
+TARGET_NAMES = ("portable", "ort-cpu", "ort-ofq")
 RESULTS: tuple[str, ...] = ("top1_float", "top1_torch", "top1_torch_float64", "top1_runtime", "agreement")
 RESULTS += ("runtime_agrees_with_float64", "float32_agrees_with_float64", "test_images", "passed", "faults")
 
@@ -58,6 +58,7 @@ def main() -> None:
             command.add_argument("--init", type=Path, required=True)
             command.add_argument("--shift", type=float, default=0.01, help="spread of the random shifts")
             command.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
+            command.add_argument("--targets", nargs="+", choices=TARGET_NAMES, default=list(TARGET_NAMES))
         else:
             command.add_argument("runs", type=Path, nargs="+")
     commands.add_parser("table").add_argument("files", type=Path, nargs="+")
@@ -94,7 +95,7 @@ def forms(arguments: argparse.Namespace, report: Reporter) -> Any:
         calibrate(student, torch.from_numpy(images[:8]))  # the steps that fit the shifted inputs
         frozen = freeze(student.eval(), config, data.preprocessing, data.labels)
         leader = TorchRunner(student)
-        for target in TARGET_NAMES:
+        for target in arguments.targets:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"{config.label}-{step}-{form}-{target}.onnx"
                 write_checked(build(frozen, TARGETS[target]), path)

@@ -1,14 +1,17 @@
 """Parts of a network that a fused operator computes (docs/kernels.md), found by kinds of nodes and by who reads whom.
 
-A pattern ends with the node whose value the operator makes. What lies inside is computed only there, unless others read it.
+A pattern ends with the node whose value the operator makes. Whatever lies inside is read by nothing else, but for a LayerNorm,
+which every quantizer behind it computes anew.
 """
 
 from dataclasses import dataclass
 
 from ofq_deploy.model import nodes
 from ofq_deploy.model.graph import Graph
+from ofq_deploy.model.grids import MAX_BITS
 from ofq_deploy.model.layout import layout_steps
 from ofq_deploy.model.nodes import AnyNode, PerChannel, PerTensor, PerToken, PerTokenHead
+from ofq_deploy.model.tiles import QUAD
 
 # Reshape to, transpose by, merge to: the orders of axes that the operators take.
 SPLIT_HEADS, SPLIT_KEYS, JOINED_HEADS, PATCHES = (1, 0, 2), (1, 2, 0), (1, 0, 2), (1, 3, 0, 2, 4)
@@ -108,32 +111,35 @@ def find_pattern(graph: Graph, end: AnyNode) -> Pattern | None:
 
 
 def _codes(graph: Graph, end: nodes.Quantize) -> Pattern | None:
-    maker, shape = _maker(graph, end.x), graph.shapes[end.output]
-    if end.before not in ((), shape[-1:]):
+    shape = graph.shapes[end.output]
+    by_row = isinstance(end.granularity, PerChannel) and end.granularity.axis == 0
+    if end.before not in ((), shape[-1:]) or by_row:
         return None
+    maker = graph.makers[root(graph, end.x)]
     if isinstance(maker, nodes.LayerNorm) and isinstance(end.granularity, (PerTensor, PerToken, PerChannel)):
         return NormCodes(maker, end, shape[0], None, (root(graph, maker.x),)) if len(shape) == 2 else None
     if isinstance(maker, nodes.Token) and isinstance(end.granularity, PerTensor):
-        norm = _maker(graph, maker.x)
+        norm = graph.makers[root(graph, maker.x)]
         if isinstance(norm, nodes.LayerNorm):
             return NormCodes(norm, end, maker.index + 1, maker.index, (root(graph, norm.x),))
-    if len(shape) != 2:
+    inner = _inner(graph, end.x)
+    if len(shape) != 2 or not _by_lines(end.granularity, shape[1]):
         return None
-    if isinstance(maker, nodes.Linear) and not maker.parts:
-        return LinearCodes(maker, False, end, (root(graph, maker.x),))
-    if isinstance(maker, nodes.Gelu) and not isinstance(end.granularity, PerChannel):
-        linear = _maker(graph, maker.x)
-        if isinstance(linear, nodes.Linear) and not linear.parts:
+    if isinstance(inner, nodes.Linear) and _fits(inner):
+        return LinearCodes(inner, False, end, (root(graph, inner.x),))
+    if isinstance(inner, nodes.Gelu) and not isinstance(end.granularity, PerChannel):
+        linear = _inner(graph, inner.x)
+        if isinstance(linear, nodes.Linear) and _fits(linear):
             return LinearCodes(linear, True, end, (root(graph, linear.x),))
-    return _attention(graph, end) if isinstance(maker, nodes.Layout) else None
+    return _attention(graph, end) if isinstance(inner, nodes.Layout) else None
 
 
 def _sum(graph: Graph, end: nodes.Add) -> LinearSum | None:
     if len(end.terms) != 2:
         return None
     for residual, term in (end.terms, end.terms[::-1]):
-        linear = _maker(graph, term)
-        if isinstance(linear, nodes.Linear) and not linear.parts:
+        linear = _inner(graph, term)
+        if isinstance(linear, nodes.Linear) and _fits(linear):
             return LinearSum(linear, (root(graph, linear.x), root(graph, residual)))
     return None
 
@@ -141,8 +147,8 @@ def _sum(graph: Graph, end: nodes.Add) -> LinearSum | None:
 def _heads(graph: Graph, end: nodes.Add) -> Heads | None:
     linears, tokens = [], []
     for term in end.terms:
-        linear = graph.makers[term]
-        if not isinstance(linear, nodes.Linear) or linear.parts:
+        linear = _inner(graph, term)
+        if not isinstance(linear, nodes.Linear) or not _fits(linear):
             return None
         pattern = find_pattern(graph, graph.makers[linear.x])
         if not isinstance(pattern, NormCodes) or pattern.token is None:
@@ -154,18 +160,20 @@ def _heads(graph: Graph, end: nodes.Add) -> Heads | None:
 
 def _patches(graph: Graph, end: nodes.Add | nodes.Concat) -> PatchEmbedding | None:
     prefix = [graph.makers[term] for term in end.terms[:-1]] if isinstance(end, nodes.Concat) else []
-    placed = graph.makers[end.terms[-1]] if isinstance(end, nodes.Concat) else end
+    placed = _inner(graph, end.terms[-1]) if isinstance(end, nodes.Concat) else end
     if not isinstance(placed, nodes.Add) or len(placed.terms) != 2 or (placed is not end and placed.tap):
         return None
-    terms = [graph.makers[term] for term in placed.terms]
-    linear, position = terms if isinstance(terms[0], nodes.Linear) else terms[::-1]
-    if not isinstance(linear, nodes.Linear) or not isinstance(position, nodes.Constant):
+    terms = placed.terms if isinstance(graph.makers[placed.terms[1]], nodes.Constant) else placed.terms[::-1]
+    linear, position = _inner(graph, terms[0]), graph.makers[terms[1]]
+    if not isinstance(linear, nodes.Linear) or not _fits(linear, linear.parts or 1):
         return None
-    layout = graph.makers[linear.x]
-    if not isinstance(layout, nodes.Layout) or not _alone(graph, linear.x):
+    if not isinstance(position, nodes.Constant):
         return None
-    quantizer = graph.makers[layout.x]
-    if not isinstance(quantizer, nodes.Quantize) or not isinstance(graph.makers[quantizer.x], nodes.Image):
+    layout = _inner(graph, linear.x)
+    quantizer = _inner(graph, layout.x) if isinstance(layout, nodes.Layout) else None
+    if not isinstance(layout, nodes.Layout) or not isinstance(quantizer, nodes.Quantize):
+        return None
+    if not isinstance(graph.makers[quantizer.x], nodes.Image):
         return None
     channels, side = graph.shapes[quantizer.x][:2]
     steps = layout_steps(layout, graph.shapes[layout.x])
@@ -174,17 +182,17 @@ def _patches(graph: Graph, end: nodes.Add | nodes.Concat) -> PatchEmbedding | No
     fits = quantizer.before in ((), (side, side)) and not channels % (linear.parts or 1) and not quantizer.folded
     known = isinstance(quantizer.granularity, PerTensor) or quantizer.granularity == PerChannel(0, channels)
     constants = [node for node in prefix if isinstance(node, nodes.Constant)]
-    if not whole or not fits or not known or len(constants) < len(prefix) or not _alone(graph, layout.x):
+    if not whole or not fits or not known or len(constants) < len(prefix):
         return None
     return PatchEmbedding(quantizer, patch, linear, position, tuple(constants))
 
 
 def _attention(graph: Graph, end: nodes.Quantize) -> Attention | None:
-    flat = graph.makers[end.x]
-    context = graph.makers[flat.x] if isinstance(flat, nodes.Layout) else None
-    softmax = graph.makers[context.left] if isinstance(context, nodes.Product) else None
-    power = graph.makers[softmax.x] if isinstance(softmax, nodes.Quantize) else None
-    scores = graph.makers[power.x] if isinstance(power, nodes.Softmax) else None
+    flat = _inner(graph, end.x)
+    context = _inner(graph, flat.x) if isinstance(flat, nodes.Layout) else None
+    softmax = _inner(graph, context.left) if isinstance(context, nodes.Product) else None
+    power = _inner(graph, softmax.x) if isinstance(softmax, nodes.Quantize) else None
+    scores = _inner(graph, power.x) if isinstance(power, nodes.Softmax) else None
     if not isinstance(scores, nodes.Product) or not isinstance(context, nodes.Product):
         return None
     if not isinstance(flat, nodes.Layout) or not isinstance(softmax, nodes.Quantize):
@@ -194,7 +202,7 @@ def _attention(graph: Graph, end: nodes.Quantize) -> Attention | None:
     steps_fit = isinstance(end.granularity, (PerTensor, PerToken, PerChannel))
     if not steps_fit or (flatten.order, flatten.merged) != (JOINED_HEADS, (rows, heads * width)):
         return None
-    if softmax.grid != "unsigned" or softmax.before or softmax.folded or not _alone(graph, softmax.output):
+    if softmax.grid != "unsigned" or softmax.before or softmax.folded:
         return None
     if not isinstance(softmax.granularity, (PerTensor, PerToken)):
         return None
@@ -211,6 +219,10 @@ def _attention(graph: Graph, end: nodes.Quantize) -> Attention | None:
         **({scores.bias_of: (PerTensor, PerToken)} if scores.bias_of else {}),
     }
     if not all(isinstance(graph.quantizer_of(codes).granularity, kinds) for codes, kinds in allowed.items()):
+        return None
+    sides = graph.quantizer_of(keys), graph.quantizer_of(values)
+    fit_bytes = all(side.grid == "signed" or side.bits < MAX_BITS for side in sides)  # the signed operand of a product
+    if not fit_bytes or width % QUAD or graph.shapes[scores.left][2] % QUAD:
         return None
     shared = graph.shapes[scores.left][0] == 1
     other = (root(graph, scores.bias_of),) if scores.bias_of else ()
@@ -229,10 +241,22 @@ def _split(graph: Graph, value: str, order: tuple[int, ...]) -> str | None:
     return root(graph, layout.x) if is_split else None
 
 
-def _maker(graph: Graph, value: str) -> AnyNode:
-    return graph.makers[root(graph, value)]
+def _fits(linear: nodes.Linear, parts: int = 0) -> bool:
+    """Whether columns are cut as wanted; and 9-bit integers, of whose codes the lines are summed, have whole lines of inputs."""
+    is_wide = linear.grid == "half" and linear.bits == MAX_BITS
+    return linear.parts in (0, parts) and not (is_wide and linear.inputs_width // max(parts, 1) % QUAD)
 
 
-def _alone(graph: Graph, value: str) -> bool:
-    """Whether one node alone reads a value."""
-    return len(graph.readers[value]) == 1
+def _by_lines(granularity: nodes.Granularity, width: int) -> bool:
+    """Whether heads with steps of their own begin on lines of codes."""
+    return not isinstance(granularity, PerTokenHead) or not width // granularity.heads % QUAD
+
+
+def _inner(graph: Graph, value: str) -> AnyNode | None:
+    """What made a value, seen through cuts; None where anything but the node behind it reads it."""
+    while len(graph.readers[value]) == 1:
+        node = graph.makers[value]
+        if not isinstance(node, nodes.Rows):
+            return node
+        value = node.x
+    return None

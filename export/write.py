@@ -6,6 +6,7 @@ import onnx
 import onnx_ir as ir
 
 from ofq_deploy.errors import OutputError
+from ofq_deploy.kernels import DOMAIN
 from ofq_deploy.model.names import shorten
 
 
@@ -22,14 +23,16 @@ def write_checked(model: ir.Model, path: Path) -> None:
 def finish(model: ir.Model, path: Path) -> onnx.ModelProto:
     """What the file at `path` is to hold, after the full ONNX checker and strict shape inference.
 
-    Left out of the file: node names, which repeat the name of the first output, and shapes that can be inferred.
+    Left out of the file: node names, which repeat the name of the first output (fused operators keep theirs, as they name it in
+    messages), and shapes that can be inferred.
     All names but those of inputs and outputs are shortened.
     Raises OutputError when the file would exceed protobuf's 2 GB. A graph that fails the checker is our bug and
     surfaces as onnx.checker.ValidationError or onnx.shape_inference.InferenceError.
     """
     proto = to_proto(model)
     for node in proto.graph.node:
-        node.ClearField("name")
+        if node.domain != DOMAIN:
+            node.ClearField("name")
     proto.graph.ClearField("value_info")
     shorten(proto)
     size = proto.ByteSize()

@@ -133,7 +133,7 @@ def export(
 ) -> Path:
     """Write the ONNX model of a run (by default the newest) and return its path.
 
-    target: "portable", "ort-cpu", "openvino", "tensorrt", or "fp32" for the float model that the run started from
+    target: "portable", "ort-cpu", "ort-ofq", "openvino", "tensorrt", or "fp32" for the float model that the run started from
     output: by default model.<target>.onnx in the run folder
 
     The file gets its name only after the full checker, shape inference and a session load. Its model card is written

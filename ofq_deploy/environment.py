@@ -16,6 +16,7 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
+    "ofq-kernels",
 )
 
 # What decides the speed and the exactness of 8-bit products on x86.

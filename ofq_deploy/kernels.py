@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "ofq"
 VARIABLE = "OFQ_KERNELS_LIBRARY"  # names a library of one's own build
+INSTALL = "pip install 'ofq-deploy[kernels]'"
 OPSET_IMPORT = 8  # the field of ONNX's ModelProto
 LONGEST = 64  # bytes of an opset import; all other fields are passed over
 
@@ -34,9 +35,7 @@ def library_path() -> Path:
     try:
         return Path(import_module("ofq_kernels").library_path())
     except ImportError as error:
-        raise BackendMissing(
-            "the fused operators are not installed; install them with: pip install 'ofq-deploy[kernels]'"
-        ) from error
+        raise BackendMissing(f"the fused operators are not installed; install them with: {INSTALL}") from error
 
 
 def has_fused_operators(model: "Path | onnx.ModelProto") -> bool:

@@ -29,6 +29,7 @@ class Target:
     packs_weights: weights lie at their true width, behind nodes that the runtime folds
     only_on:       the one backend that computes it as it is meant; empty for any that opens ONNX files
     on_cpu:        ONNX Runtime serves it on a CPU as it is
+    library:       the distribution whose operators its files need in ONNX Runtime (ofq_deploy/kernels.py finds it)
     triton:        Triton's backends that read it, by default the first
     """
 
@@ -41,6 +42,7 @@ class Target:
     packs_weights: bool = True
     only_on: str = ""
     on_cpu: bool = False
+    library: str = ""
     triton: tuple[str, ...] = ()
 
     @property
@@ -89,6 +91,7 @@ ORT_OFQ = Target(
     rules=f"{_RULES}.rules:ORT_OFQ",
     only_on="ort-cpu",
     on_cpu=True,
+    library="ofq-kernels",
 )
 OPENVINO = Target(
     "openvino",

@@ -44,6 +44,7 @@ from ofq_deploy.train.methods.annealing import ConfidenceGuided
 from ofq_deploy.train.quantizers import WEIGHT_QUANTIZERS, Coded, Quantizers, WeightQuantizer
 from ofq_deploy.train.reference import weight_units
 from ofq_deploy.train.witness import TorchRunner
+from tests.support.kernels import provable_targets
 from tests.support.models import random_images, small_vit
 
 PREPROCESSING = Preprocessing(16, 16, "bilinear", (0.5,), (0.25,))
@@ -188,7 +189,7 @@ def test_a_toy_network_trains_anneals_and_freezes(toy: Toy) -> None:
     assert weight_units(student)["first"].shape == (16, 256)
 
 
-@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if not target.is_float])
+@pytest.mark.parametrize("target", [target.name for target in provable_targets()])
 def test_a_toy_network_is_exported_and_proven(target: str, toy: Toy, tmp_path: Path) -> None:
     config = Quantization(act_step="tensor")
     student, _ = convert(toy, config, bits=LayerBits({"first": 3}, {"last.input": 2}))

@@ -12,13 +12,14 @@ from ofq_deploy.runtime_tests.runners.registry import BACKENDS
 from ofq_deploy.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"package", "errors", "files", "progress", "environment", "runner", "targets", "grids"}
+BASE = {"package", "errors", "files", "progress", "environment", "runner", "targets", "kernels", "grids"}
 # Every room, and the rooms that it may import, at module level or inside functions.
 ROOMS: dict[str, set[str]] = {
     # Modules of the core that are no folder. `grids`, the legal codes, is what recipes and models have in common.
     **{name: set() for name in ("package", "errors", "progress", "runner", "environment", "grids")},
     "files": {"errors"},
     "targets": {"errors"},
+    "kernels": {"errors"},
     # From data and recipe to a frozen model, and to its run.
     "data": BASE,
     "recipe": BASE,

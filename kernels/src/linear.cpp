@@ -40,11 +40,12 @@ class LinearKernel {
   static constexpr const char* NAME = "Linear";
   enum Input { X, WEIGHT, SCALE, BIAS, IN_STEP, OUT_RECIPROCAL, SHIFT, RISING, FALLING };
   static constexpr Port INPUTS[] = {{"codes", UINT8},          {"weight", UINT8},
-                                    {"scale", FLOAT},          {"bias", FLOAT},
+                                    {"scale", FLOAT, false},   {"bias", FLOAT, false},
                                     {"in_step", FLOAT, false}, {"out_reciprocal", FLOAT, false},
                                     {"shift", FLOAT, false},   {"rising", INT32, false},
                                     {"falling", INT32, false}};
   static constexpr Port OUTPUTS[] = {{"codes", UINT8}};
+  static constexpr int IN_PLACE = -1;
 
   explicit LinearKernel(const Node& node) {
     op_.in = node.grid("in");
@@ -88,9 +89,8 @@ class LinearKernel {
 
  private:
   void read_thresholds(const Node& node) {
-    for (size_t input : {IN_STEP, OUT_RECIPROCAL, SHIFT})
+    for (size_t input : {SCALE, BIAS, IN_STEP, OUT_RECIPROCAL, SHIFT})
       if (node.has(input)) throw std::runtime_error(std::string("inputs rising and ") + INPUTS[input].name + " exclude each other");
-    for (size_t input : {SCALE, BIAS}) node.constant(input, {{0}}, Values::finite);
     const int width = op_.weights.outputs;
     const Tensor rising = ofq::read_thresholds(node, RISING, INPUTS[RISING], width, op_.out.top(), true);
     Tensor falling;
@@ -112,6 +112,7 @@ class LinearAddKernel {
   static constexpr Port INPUTS[] = {{"codes", UINT8}, {"weight", UINT8},   {"scale", FLOAT},
                                     {"bias", FLOAT},  {"residual", FLOAT}, {"in_step", FLOAT, false}};
   static constexpr Port OUTPUTS[] = {{"residual", FLOAT}};
+  static constexpr int IN_PLACE = RESIDUAL;
 
   explicit LinearAddKernel(const Node& node) {
     op_.finish = Finish::residual;
@@ -158,6 +159,7 @@ class LinearHeadKernel {
   enum Input { X, WEIGHT, SCALE, BIAS, ADD };
   static constexpr Port INPUTS[] = {{"codes", UINT8}, {"weight", UINT8}, {"scale", FLOAT}, {"bias", FLOAT}, {"add", FLOAT, false}};
   static constexpr Port OUTPUTS[] = {{"logits", FLOAT}};
+  static constexpr int IN_PLACE = -1;
 
   explicit LinearHeadKernel(const Node& node) : adds_(node.has(ADD)) {
     op_.finish = Finish::head;

@@ -15,7 +15,11 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="A run folder [default: the newest run].")] = None,
     to: Annotated[str, typer.Option(help="Format: onnx.")] = "onnx",
     target: Annotated[
-        str, typer.Option(help="portable (standard operators), ort-cpu (fastest there), openvino, tensorrt or fp32.")
+        str,
+        typer.Option(
+            help="portable (standard operators), ort-cpu (ONNX Runtime's own), ort-ofq (fused ones, of the package ofq-kernels), "
+            "openvino, tensorrt or fp32."
+        ),
     ] = ExportRequest.target,
     opset: Annotated[int | None, typer.Option(help="ONNX opset [default: the lowest that holds the graph].")] = None,
     output: OutputFile = None,

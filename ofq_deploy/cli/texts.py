@@ -225,4 +225,5 @@ def doctor_text(result: "DoctorResult") -> str:
     lines += [
         f"backend {name}: {'ready' if b.ready else b.why + '; ' + b.install}" for name, b in result.backends.items()
     ]
+    lines.append(f"fused operators: {'ready' if result.kernels.ready else result.kernels.why}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ofq_deploy.commands.requests import DoctorRequest
 from ofq_deploy.environment import CPU_FEATURES, cpu_flags
+from ofq_deploy.errors import BackendMissing
+from ofq_deploy.kernels import INSTALL, library_path
 from ofq_deploy.results.machine import CpuFeature, DoctorResult, Readiness
 from ofq_deploy.results.record import stamped
 from ofq_deploy.runtime_tests.runners.registry import BACKENDS, Backend
@@ -19,6 +21,7 @@ def examine() -> DoctorResult:
         "warnings": [] if vnni else [saturates],
         "cpu": {name: CpuFeature(present=name in flags, means=means) for name, means in CPU_FEATURES.items()},
         "backends": {name: _state(backend) for name, backend in BACKENDS.items()},
+        "kernels": _kernels(),
     }
     return stamped(DoctorResult, DoctorRequest().line(), parts)
 
@@ -28,6 +31,14 @@ def _state(backend: Backend) -> Readiness:
         return Readiness(ready=False, why=f"package {backend.package} is not installed", install=backend.install)
     if backend.on_gpu and not _has_nvidia_gpu():
         return Readiness(ready=False, why="no NVIDIA GPU is visible", install=backend.without_gpu)
+    return Readiness(ready=True, why="", install="")
+
+
+def _kernels() -> Readiness:
+    try:
+        library_path()
+    except BackendMissing as error:
+        return Readiness(ready=False, why=str(error), install=INSTALL)
     return Readiness(ready=True, why="", install="")
 
 

@@ -101,7 +101,7 @@ class ImportRequest(Request):
 class ExportRequest(Request):
     """Write the ONNX model of a run (by default the newest).
 
-    target: "portable", "ort-cpu", "openvino", "tensorrt", or "fp32" for the float model that the run started from
+    target: "portable", "ort-cpu", "ort-ofq", "openvino", "tensorrt", or "fp32" for the float model that the run started from
     opset:  by default the lowest that holds the graph
     output: by default model.<target>.onnx in the run folder
     """

@@ -91,8 +91,10 @@ def _kind(name: str, described: ModelFile) -> str:
         if not name.startswith("blocks."):
             return "8-bit layers"
         return "packed codes" if described.made_for.packs_weights else "codes, a byte each"
-    if name.endswith((".scale", ".step", ".row_step", ".query_step")):
+    if name.endswith(
+        (".scale", ".step", ".row_step", ".query_step", ".reciprocal", ".rising", ".falling", ".exponentials")
+    ):
         return "steps and scales"
-    if name.endswith(("before", ".row_sum", "key_shift", "key_bias")):
+    if name.endswith(("before", ".shift", ".row_sum", "key_shift", "key_bias")):
         return "shifts"
     return "biases, norms, tokens and constants"

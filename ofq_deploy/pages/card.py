@@ -83,6 +83,7 @@ def card(file: OnnxFile, contents: Result, name: str, run: Path, results: list[R
         labels=described.labels,
         run=_training(manifest),
         results=[_measured(result) for result in results if "verdict" in result],
+        library=described.made_for.library,
         sha256=file.sha256,
         verify=_verify(name, described.made_for),
     )

@@ -28,6 +28,7 @@ class DoctorResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/doctor/1")
     warnings: Annotated[list[str], about("what is missing here, a sentence each")]
     cpu: Annotated[dict[str, CpuFeature], about("features that matter")]
     backends: Annotated[dict[str, Readiness], about("runtimes")]
+    kernels: Annotated[Readiness, about("the library of fused operators, for models of the target ort-ofq")]
 
 
 class ReportResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/report/1"):

@@ -1,6 +1,7 @@
 """Folders to serve a model from: the model, what it says of itself as plain files, and a manifest."""
 
 import json
+import platform
 import re
 import shutil
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from ofq_deploy import __version__
 from ofq_deploy.environment import environment
 from ofq_deploy.errors import OutputError, UnsupportedByTarget
 from ofq_deploy.files import refuse_existing, replacing, sha256
+from ofq_deploy.kernels import needed_library
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.serving.servable import Servable, axes, read_servable
 from ofq_deploy.serving.triton import Serving, choose_serving, config, plan_command
@@ -86,8 +88,16 @@ def make_package(
 
 def _fill_ort(folder: Path, model: Servable, name: str) -> None:
     _fill_model(folder, folder, model)
+    library = needed_library(model.path)
+    if library is not None:
+        shutil.copyfile(library, folder / library.name)
     shutil.copyfile(TEMPLATES / "predict.py", folder / "predict.py")
-    _write(folder / "README.md", _fill_in("ort.md", model, name))
+    own = (
+        ""
+        if library is None
+        else f"\n| `{library.name}` | its fused operators (`ofq-kernels`), for {platform.system()} {platform.machine()} |"
+    )
+    _write(folder / "README.md", _fill_in("ort.md", model, name, library=own))
 
 
 def _fill_triton(folder: Path, model: Servable, serving: Serving) -> None:

@@ -5,6 +5,7 @@ in the file is enough to bring a product back to float there.
 """
 
 from collections.abc import Iterator
+from itertools import filterfalse
 from math import frexp, prod
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,13 @@ from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.runtime_tests.lint import tensorrt_attention, tensorrt_products, tensorrt_rules
 from ofq_deploy.runtime_tests.lint.findings import Finding, Model, Rule
 from ofq_deploy.runtime_tests.runners import openvino
-from ofq_deploy.runtime_tests.runners.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, has_small_role, operands
+from ofq_deploy.runtime_tests.runners.executed import (
+    FLOAT_PRODUCTS,
+    INTEGER_PRODUCTS,
+    has_small_role,
+    is_fused,
+    operands,
+)
 from ofq_deploy.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -55,7 +62,7 @@ def lint(file: OnnxFile, target: str) -> list[Finding]:
 
 
 def float_product(model: Model) -> Iterator[Finding]:
-    for node in model.executed.of_kind(*FLOAT_PRODUCTS, *FLOAT_BLOCKS):
+    for node in filterfalse(is_fused, model.executed.of_kind(*FLOAT_PRODUCTS, *FLOAT_BLOCKS)):
         cure = "quantize both operands, to uint8 on the left and int8 on the right, for MatMulIntegerToFloat"
         if node.name.endswith("/MatMulAddFusion"):
             cure = "write the bias as [1, 1, n]: as [n] it made MatMul and Add one float Gemm"
@@ -139,6 +146,20 @@ def int32_bias(model: Model) -> Iterator[Finding]:
             yield model.finding("int32-bias", node, "its bias is rounded to units of the sums", cure, "wrong")
 
 
+def not_fused(model: Model) -> Iterator[Finding]:
+    """Each part of the graph, nodes that read one another, that ordinary operators compute."""
+    graph, parts = model.file, dict[str, "list[Node]"]()  # by output, the part that a node belongs to
+    for node in graph.nodes:
+        if not is_fused(node) and not graph.static.issuperset(node.output):
+            before = {id(part): part for name in node.input if (part := parts.get(name)) is not None}
+            whole = [inner for part in before.values() for inner in part] + [node]
+            parts |= dict.fromkeys((name for inner in whole for name in inner.output), whole)
+    for part in {id(part): part for part in parts.values()}.values():
+        kinds = ", ".join(dict.fromkeys(node.op_type for node in part))
+        cause = f"no fused operator computes this part: it takes {len(part)} ordinary ones ({kinds})"
+        yield model.finding("not-fused", part[0], cause, "build it from the patterns of docs/kernels.md")
+
+
 def custom_operator(model: Model) -> Iterator[Finding]:
     for node in model.file.nodes:
         if node.domain not in ("", "ai.onnx"):
@@ -157,6 +178,7 @@ ORT_CPU: tuple[Rule, ...] = (
     *(float_product, unfused_product, dequantize, runtime_decoding, operand_types, scales),
     *(slow_operator, last_axis_steps, inexact_operator, int32_bias),
 )
+ORT_OFQ: tuple[Rule, ...] = (not_fused, *ORT_CPU)
 PORTABLE: tuple[Rule, ...] = (custom_operator, *ORT_CPU)
 OPENVINO: tuple[Rule, ...] = (float_product_in_openvino,)
 TENSORRT: tuple[Rule, ...] = (*tensorrt_rules.RULES, *tensorrt_products.RULES, *tensorrt_attention.RULES)

@@ -31,7 +31,10 @@ def prepare(path: str) -> NDArray[np.float32]:
 
 
 onnxruntime.set_default_logger_severity(3)  # errors only: it warns of an input with a default value, which is meant
-session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+for library in FOLDER.glob("*ofq_kernels.*"):  # fused operators, where the model has some
+    options.register_custom_ops_library(str(library))
+session = onnxruntime.InferenceSession(str(FOLDER / "model.onnx"), options, providers=["CPUExecutionProvider"])
 for path in sys.argv[1:]:
     logits = session.run(None, {session.get_inputs()[0].name: prepare(path)})[0][0].astype(np.float64)
     powers = np.exp(logits - logits.max())

@@ -55,8 +55,8 @@ class PatchesKernel {
   }
 
   static void infer(const Shapes& shapes) {
-    const int64_t parts = shapes.size("parts"), rows = rows_of(width(shapes.size("channels"), parts, shapes.size("patch")));
-    shapes.set(UINT8, {tiles_of(shapes.size("tokens")), parts * rows, LINE});
+    const int64_t parts = shapes.size("parts"), inputs = width(shapes.size("channels"), parts, shapes.size("patch"));
+    if (inputs <= MAX_INPUTS) shapes.set(UINT8, {tiles_of(shapes.size("tokens")), parts * rows_of(inputs), LINE});
   }
 
  private:

@@ -12,20 +12,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ofq_deploy.kernels import DOMAIN, library_path
 from ofq_deploy.model.planes import pack_planes
-from ofq_deploy.model.tiles import LANES, LINE, lines_of, round_up, tiles_of
+from ofq_deploy.model.tiles import LANES, LINE, QUAD, lines_of, round_up, tiles_of, untile_codes, untile_floats
 
 Array = NDArray[Any]
 NAME = "blocks.3.spoilt"  # of the node; every refusal gives it
 
 INPUTS = {
-    "Patches": ["image", "reciprocal", "before"],
-    "LayerNorm": ["residual", "gamma", "beta", "reciprocal"],
-    "Linear": ["codes", "weight", "scale", "bias", "in_step", "out_reciprocal", "shift", "rising", "falling"],
-    "LinearAdd": ["codes", "weight", "scale", "bias", "residual", "in_step"],
-    "LinearHead": ["codes", "weight", "scale", "bias", "add"],
+    "Patches": ["image", "reciprocal", "before?"],
+    "LayerNorm": ["residual", "gamma", "beta", "reciprocal?"],
+    "Linear": [
+        *("codes", "weight", "scale?", "bias?", "in_step?", "out_reciprocal?", "shift?", "rising?", "falling?"),
+    ],
+    "LinearAdd": ["codes", "weight", "scale", "bias", "residual", "in_step?"],
+    "LinearHead": ["codes", "weight", "scale", "bias", "add?"],
     "Attention": [
-        *("q", "k", "v", "scale", "context_scale", "context_bias", "p_reciprocal", "exp_table", "query_step", "key_shift"),
-        *("key_shift_step", "key_bias", "other", "key_bias_step", "row_sum", "p_step", "out_reciprocal", "forced"),
+        *("q", "k", "v", "scale", "context_scale", "context_bias", "p_reciprocal", "exp_table?", "query_step?"),
+        *("key_shift?", "key_shift_step?", "key_bias?", "other?", "key_bias_step?", "row_sum?", "p_step?"),
+        *("out_reciprocal?", "forced?"),
     ],
 }
 POSITIVE = {"reciprocal", "in_step", "out_reciprocal", "p_reciprocal", "query_step", "key_shift_step", "key_bias_step", "p_step"}
@@ -45,6 +48,10 @@ class Fused:
     fed: Mapping[str, Array]
     outputs: int = 1
 
+    def requires(self, name: str) -> bool:
+        """Whether the operator has no form without that input."""
+        return name in INPUTS[self.kind]
+
     def with_attributes(self, **changes: int | float | None) -> "Fused":
         return replace(self, attributes=_changed(self.attributes, changes))
 
@@ -56,7 +63,8 @@ class Fused:
 
     def model(self, batch: str | None = None) -> onnx.ModelProto:
         """batch: the name of the first axis of declared shapes; None declares no shapes at all."""
-        names = [name if name in self.constants or name in self.fed else "" for name in INPUTS[self.kind]]
+        ports = [port.rstrip("?") for port in INPUTS[self.kind]]
+        names = [name if name in self.constants or name in self.fed else "" for name in ports]
         while not names[-1]:
             names.pop()
         made = helper.make_node(self.kind, names, [f"out{i}" for i in range(self.outputs)], name=NAME, domain=DOMAIN)
@@ -72,7 +80,7 @@ class Fused:
         first = TensorProto.FLOAT if self.kind in FLOAT_OUTPUTS else TensorProto.UINT8
         types = [first, TensorProto.UINT8][: self.outputs]
         outputs = [helper.make_tensor_value_info(f"out{i}", kind, None) for i, kind in enumerate(types)]
-        constants = [numpy_helper.from_array(np.ascontiguousarray(v), name) for name, v in self.constants.items()]
+        constants = [numpy_helper.from_array(np.array(v, order="C"), name) for name, v in self.constants.items()]
         graph = helper.make_graph([made], "graph", inputs, outputs, constants)
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
@@ -84,8 +92,24 @@ class Fused:
         options.register_custom_ops_library(str(library_path()))
         return ort.InferenceSession(self.model(batch).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(self) -> list[Array]:
-        return list(self.session().run(None, dict(self.fed)))
+    def run(self, session: ort.InferenceSession | None = None) -> list[Array]:
+        """Outputs as they lie in memory."""
+        return list((session or self.session()).run(None, dict(self.fed)))
+
+    def read(self, session: ort.InferenceSession | None = None) -> list[Array]:
+        """Outputs without the tokens and channels that only fill up tiles, which may hold anything."""
+        first, *others = self.run(session)
+        given = self.attributes
+        if self.kind == "Patches":
+            width = first.shape[2] * QUAD  # parts are filled up with a code
+        elif self.kind == "Attention":
+            width = int(given["heads"] * given["value_width"])
+        else:
+            width = int(given["width"])
+        if self.kind != "LinearHead":
+            untile = untile_floats if self.kind in FLOAT_OUTPUTS else untile_codes
+            first = untile(first, int(given.get("rows", given["tokens"])), width)
+        return [first, *others]
 
 
 def _changed(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +174,8 @@ def thresholds() -> Fused:
     absent = dict.fromkeys(("scale", "bias", "in_step", "out_reciprocal", "shift"))
     random = np.random.default_rng(5)
     rising = np.sort(random.integers(-50, 300, (40, 15)), axis=1).astype(np.int32)
-    falling = -np.sort(random.integers(60, 90, (40, 2)), axis=1).astype(np.int32)
-    return linear().with_constants(**absent).with_constants(rising=rising, falling=falling)
+    falling = random.integers(-100, -60, (40, 1)) - np.arange(2)
+    return linear().with_constants(**absent).with_constants(rising=rising, falling=falling.astype(np.int32))
 
 
 def linear_add() -> Fused:

@@ -66,6 +66,7 @@ class AttentionKernel {
                                     {"out_reciprocal", FLOAT, false},
                                     {"forced", UINT8, false}};
   static constexpr Port OUTPUTS[] = {{"codes", UINT8}, {"probabilities", UINT8, false}};
+  static constexpr int IN_PLACE = -1;
 
   explicit AttentionKernel(const Node& node) : scratch_(node), is_forced_(node.has(FORCED)), gives_probabilities_(node.has_output(1)) {
     op_.heads = node.integer("heads", 1, 1024);

@@ -10,16 +10,17 @@ constexpr int L1_BLOCKS = 12;  // of each of the four operands of a square, so t
 
 struct Unit {
   int panel, tile;
-  bool pair;             // of tiles
+  bool pair;            // of tiles
   const int32_t* sums;
-  int steps;             // of the epilogue: four a panel
+  unsigned steps;       // of the epilogue: four a panel
 };
 
 template <class Epilogue>
-OFQ_INLINE void finish(const Unit& unit, int from, int to, const Epilogue& epilogue) {
-  for (int step = from; step < to && step < unit.steps; step++) {
-    const int32_t* first = unit.sums + step / 4 * 2 * TILE;
-    epilogue(unit.panel + step / 4, unit.tile, first, unit.pair ? first + TILE : nullptr, step % 4 * 4);
+OFQ_INLINE void finish(const Unit& unit, unsigned from, unsigned to, const Epilogue& epilogue) {
+  for (unsigned step = from; step < to && step < unit.steps; step++) {
+    const unsigned i = step % 4 * 4;
+    const int32_t* first = unit.sums + step / 4 * 2 * TILE + i * LANES;
+    epilogue(int(unit.panel + step / 4), unit.tile, first, unit.pair ? first + TILE : nullptr, int(i));
   }
 }
 
@@ -104,8 +105,8 @@ OFQ_INLINE void multiply_squares(const Linear& op, int panel, int part, const ui
   Unit before{};
   for (int pass = 0; pass < passes; pass++) {
     const int from = weights.blocks * pass / passes, blocks = weights.blocks * (pass + 1) / passes - from;
-    const int due = Epilogue::LIGHT ? int(ceil_div(8, blocks)) : 0;  // steps of the epilogue in a block
-    const auto between = [&](int k) __attribute__((always_inline)) { finish(before, k * due, (k + 1) * due, epilogue); };
+    const unsigned due = Epilogue::LIGHT ? unsigned(ceil_div(8, blocks)) : 0;  // steps of the epilogue in a block
+    const auto between = [&](unsigned k) __attribute__((always_inline)) { finish(before, k * due, (k + 1) * due, epilogue); };
     for (int t = 0; t < tiles; t += 2) {
       const bool pair = t + 1 < tiles;
       int32_t* own = sums[passes > 1 ? t / 2 : t / 2 % 2];
@@ -124,18 +125,19 @@ OFQ_INLINE void multiply_squares(const Linear& op, int panel, int part, const ui
   finish(before, 0, 8, epilogue);
 }
 
-// The sums of a task's panels and `tiles` (at most CHUNK) tiles of codes, given to the epilogue.
+// As in by_panel.h.
 template <class Epilogue>
-static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tiles,
+static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tokens,
                                                Epilogue epilogue) {
   const Weights& weights = op.weights;
+  const int tiles = int(tiles_of(tokens));
   const int panels = weights.panels - panel < PANELS ? 1 : PANELS;
   const uint8_t* own_x = x + int64_t(part) * weights.blocks * KIB;
   if (!weights.wide && weights.blocks == 3) return multiply_three(op, panel, panels, part, own_x, x_tile, tiles, epilogue);
   if (!weights.wide && panels == 2) return multiply_squares(op, panel, part, own_x, x_tile, tiles, epilogue);
   alignas(64) int32_t sums[CHUNK * TILE];
   for (int p = panel; p < panel + panels; p++) {
-    panel_sums(op, p, part, x, x_tile, tiles, sums);
+    panel_sums(op, p, part, x, x_tile, tokens, sums);
     finish_panel(p, tiles, sums, epilogue);
   }
 }
@@ -181,7 +183,7 @@ OFQ_INLINE void multiply_all_panels(const int8_t* w, int panels, const uint8_t* 
 }
 
 // As in by_panel.h. Codes with an offset are copied without it, so that sums start at 0; so are those that end within a block.
-static __attribute__((noinline)) void multiply_tile(const int8_t* w, int panels, int lines, int, int, int zero, const uint8_t* x,
+static __attribute__((noinline)) void multiply_tile(const int8_t* w, int panels, int lines, int, int, int zero, const uint8_t* x, int,
                                                     uint8_t* room, const int32_t*, int32_t* sums) {
   const int blocks = int(ceil_div(lines, 16));
   if (room && (zero || lines % 16)) {

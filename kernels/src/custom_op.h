@@ -1,6 +1,7 @@
 // From a class of ours to what ONNX Runtime calls. The class K offers
 //
 //   NAME, INPUTS, OUTPUTS    the operator's name and its Ports
+//   IN_PLACE                 the input whose memory the first output may take, or -1
 //   K(const Node&)           reads attributes and constants, and checks them
 //   run(const Run&) const    computes, on any number of threads at once
 //   infer(const Shapes&)     tells the shape of the first output
@@ -77,7 +78,11 @@ const OrtCustomOp* custom_op() {
       };
     made.GetStartVersion = [](const OrtCustomOp*) -> int { return 1; };
     made.GetEndVersion = [](const OrtCustomOp*) -> int { return INT_MAX; };
-    made.GetMayInplace = [](int**, int**) -> size_t { return 0; };
+    made.GetMayInplace = [](int** inputs, int** outputs) -> size_t {
+      static int input = K::IN_PLACE, output = 0;
+      *inputs = &input, *outputs = &output;
+      return K::IN_PLACE < 0 ? 0 : 1;
+    };
     made.ReleaseMayInplace = [](int*, int*) {};
     made.GetAliasMap = [](int**, int**) -> size_t { return 0; };
     made.ReleaseAliasMap = [](int*, int*) {};

@@ -11,6 +11,7 @@ class LayerNormKernel {
   enum Input { X, GAMMA, BETA, RECIPROCAL };
   static constexpr Port INPUTS[] = {{"residual", FLOAT}, {"gamma", FLOAT}, {"beta", FLOAT}, {"reciprocal", FLOAT, false}};
   static constexpr Port OUTPUTS[] = {{"codes", UINT8}};
+  static constexpr int IN_PLACE = -1;
 
   explicit LayerNormKernel(const Node& node) {
     op_.width = node.integer("width", 1, MAX_INPUTS);

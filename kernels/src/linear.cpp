@@ -45,6 +45,7 @@ class LinearKernel {
                                     {"shift", FLOAT, false},   {"rising", INT32, false},
                                     {"falling", INT32, false}};
   static constexpr Port OUTPUTS[] = {{"codes", UINT8}};
+  static constexpr int IN_PLACE = -1;
 
   explicit LinearKernel(const Node& node) {
     op_.in = node.grid("in");
@@ -111,6 +112,7 @@ class LinearAddKernel {
   static constexpr Port INPUTS[] = {{"codes", UINT8}, {"weight", UINT8},   {"scale", FLOAT},
                                     {"bias", FLOAT},  {"residual", FLOAT}, {"in_step", FLOAT, false}};
   static constexpr Port OUTPUTS[] = {{"residual", FLOAT}};
+  static constexpr int IN_PLACE = RESIDUAL;
 
   explicit LinearAddKernel(const Node& node) {
     op_.finish = Finish::residual;
@@ -157,6 +159,7 @@ class LinearHeadKernel {
   enum Input { X, WEIGHT, SCALE, BIAS, ADD };
   static constexpr Port INPUTS[] = {{"codes", UINT8}, {"weight", UINT8}, {"scale", FLOAT}, {"bias", FLOAT}, {"add", FLOAT, false}};
   static constexpr Port OUTPUTS[] = {{"logits", FLOAT}};
+  static constexpr int IN_PLACE = -1;
 
   explicit LinearHeadKernel(const Node& node) : adds_(node.has(ADD)) {
     op_.finish = Finish::head;

@@ -13,6 +13,7 @@ class PatchesKernel {
   enum Input { IMAGE, RECIPROCAL, BEFORE };
   static constexpr Port INPUTS[] = {{"image", FLOAT}, {"reciprocal", FLOAT}, {"before", FLOAT, false}};
   static constexpr Port OUTPUTS[] = {{"codes", UINT8}};
+  static constexpr int IN_PLACE = -1;
 
   explicit PatchesKernel(const Node& node) {
     op_.channels = node.integer("channels", 1, MAX_INPUTS);

@@ -27,15 +27,18 @@ Aligned<float> reals(size_t count, float low, float high) {
   return values;
 }
 
+// extreme: the largest and the smallest code, or the largest alone; weights likewise, so that sums come near what their types hold
 Aligned<uint8_t> random_codes(int64_t batch, int tokens, int width, Grid grid, bool extreme) {
   Aligned<uint8_t> codes(batch * tiles_of(tokens) * rows_of(width) * LINE);
-  for (size_t i = 0; i < codes.size(); i++) codes[i] = uint8_t(extreme ? (whole(0, 1) ? grid.top() : 0) : whole(0, grid.top()));
+  const int least = whole(0, 1);
+  for (size_t i = 0; i < codes.size(); i++) codes[i] = uint8_t(extreme ? (whole(least, 1) ? grid.top() : 0) : whole(0, grid.top()));
   return codes;
 }
 
 Weights random_weights(int outputs, int inputs, int parts, int bits, bool half, Grid in, bool extreme) {
   std::vector<uint8_t> planes(ceil_div(int64_t(bits) * outputs * inputs * parts, 8));
-  for (auto& byte : planes) byte = uint8_t(extreme ? (whole(0, 1) ? 255 : 0) : whole(0, 255));
+  const int least = whole(0, 1), most = whole(least, 1);
+  for (auto& byte : planes) byte = uint8_t(extreme ? (whole(least, most) ? 255 : 0) : whole(0, 255));
   return decode_weights(planes.data(), bits, half, outputs, inputs, parts, in);
 }
 
@@ -58,6 +61,7 @@ Linear random_linear(Finish finish, int outputs, int inputs, int parts, const Fo
   op.scale = reals(parts * channels, .5f / spread * op.out.top(), 1.f / spread * op.out.top());
   op.bias = reals(channels, -1.f, 1.f);
   op.shift = reals(channels, -.3f, .3f);
+  if (form.extreme) op.scale[0] = 1e9f, op.scale[1] = -1e9f;  // beyond the integers
   if (form.token_steps && finish != Finish::head) {
     op.in_step = reals(lanes, .5f, 2.f);
     if (outputs % 8 == 0) op.heads = 2;
@@ -137,12 +141,17 @@ struct Case {
   std::string name;
   std::function<void(const Kernels&)> run;
   std::vector<std::pair<uint8_t*, size_t>> written;
+  int batch = 0, tokens = 0;  // of the first memory where it lies in tiles: lanes behind the last token hold anything
 
   Bytes compute(const Kernels& kernels) const {
     Bytes all;
     for (auto [memory, size] : written) std::memset(memory, 77, size);
     run(kernels);
     for (auto [memory, size] : written) all.insert(all.end(), memory, memory + size);
+    if (!tokens || tokens % LANES == 0) return all;
+    const size_t image = written[0].second / batch, tile = image / tiles_of(tokens);
+    for (int i = 1; i <= batch; i++)
+      for (size_t line = i * image - tile; line < i * image; line += LINE) std::memset(&all[line + 4 * (tokens % LANES)], 0, LINE - 4 * (tokens % LANES));
     return all;
   }
 };
@@ -178,12 +187,13 @@ Case linear_case(std::string name, std::shared_ptr<Linear> op, const Form& form,
     const LinearRun run{batch, x->data(), x->size() / batch, codes->data(), add->data(), add->size() / batch, sum->data()};
     run_units(kernels, linear_units(kernels, *op, batch), [&](size_t unit) { kernels.linear(*op, run, unit); });
   };
-  return {std::move(name), run, {is_sum ? memory_of(sum) : memory_of(codes)}};
+  return {std::move(name), run, {is_sum ? memory_of(sum) : memory_of(codes)}, batch, is_head ? 0 : form.tokens};
 }
 
 Case layer_norm_case(std::string name, std::shared_ptr<LayerNorm> op, int batch) {
   const int64_t tiles = tiles_of(op->tokens);
   const auto x = shared(reals(batch * tiles * round_up(op->width, 16) * LANES, -5.f, 7.f));
+  (*x)[2] = std::nanf(""), (*x)[3] = INFINITY, (*x)[4] = -INFINITY, (*x)[5] = 3e38f;
   const auto codes = shared(Aligned<uint8_t>(batch * tiles * rows_of(op->width) * LINE));
   const auto run = [=](const Kernels& kernels) {
     const LayerNormRun run{batch, x->data(), x->size() / batch, codes->data()};
@@ -210,7 +220,7 @@ Case attention_case(std::string name, std::shared_ptr<Attention> op, int batch, 
     run_units(kernels, attention_keys_units(*op, batch), [&](size_t unit) { kernels.attention_keys(*op, run, unit); });
     run_units(kernels, attention_units(*op, batch), [&](size_t unit) { kernels.attention(*op, run, unit); });
   };
-  return {std::move(name), run, {memory_of(out), memory_of(p)}};
+  return {std::move(name), run, {memory_of(out), memory_of(p)}, batch, op->rows};
 }
 
 Case patches_case(std::string name, std::shared_ptr<Patches> op, int batch) {
@@ -233,7 +243,7 @@ const char* name_of(Finish finish) {
 std::vector<Case> random_cases() {
   std::vector<Case> cases;
   for (int tokens : {1, 5, 16, 17, 33, 50, 64, 198, 209, 257})
-    for (int bits : {2, 3, 4, 5, 8})
+    for (int bits : {2, 3, 4, 5, 6, 8})
       for (bool extreme : {false, true}) {
         const int widths[] = {12, 48, 64, 96, 192}, width = widths[whole(0, 4)];
         const Form form{tokens, width, bits, whole(0, 1) == 1, extreme};

@@ -11,7 +11,7 @@ std::string type_name(int type) {
   switch (type) {
     case FLOAT: return "float32";
     case UINT8: return "uint8";
-    case INT32: return "int32";
+    case INT16: return "int16";
     default: return "type " + std::to_string(type);
   }
 }

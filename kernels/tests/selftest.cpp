@@ -77,14 +77,15 @@ Linear random_linear(Finish finish, int outputs, int inputs, int parts, const Fo
   }
   if (finish == Finish::threshold_codes) {
     const int count = op.out.top(), falling = form.token_steps ? 2 : 0;
-    std::vector<int32_t> rising(channels * count), fall(channels * falling);
-    const int reach = form.extreme ? 60000 : int(3 * spread);
+    std::vector<int16_t> rising(channels * count), fall(channels * falling);
+    const int reach = form.extreme ? Thresholds::REACH : std::min(int(3 * spread), Thresholds::REACH);
     const bool even = form.width >= 192 || whole(0, 1) == 1;  // nearly, as a GELU's are: the form of a table holds them
     for (int64_t c = 0; c < channels; c++) {
       for (int j = 0; j < count; j++)
-        rising[c * count + j] = even ? reach * (j + 1) / (count + 1) + whole(0, reach / 8 / count) : whole(-reach / 3, reach);
+        rising[c * count + j] = int16_t(even ? reach * (j + 1) / (count + 1) + whole(0, reach / 8 / count) : whole(-reach / 3, reach));
+      if (whole(0, 3) == 0) rising[c * count] = Thresholds::ALWAYS, rising[c * count + count - 1] = Thresholds::NEVER;
       std::sort(rising.begin() + c * count, rising.begin() + (c + 1) * count);
-      for (int j = 0; j < falling; j++) fall[c * falling + j] = rising[c * count] - 1 - whole(0, 50);
+      for (int j = 0; j < falling; j++) fall[c * falling + j] = int16_t(std::max(rising[c * count] - 1 - whole(0, 50), Thresholds::ALWAYS));
       std::sort(fall.begin() + c * falling, fall.begin() + (c + 1) * falling);
     }
     op.thresholds = make_thresholds(rising.data(), count, fall.data(), falling, int(channels));

@@ -71,6 +71,19 @@ def test_the_installed_package_says_where_its_library_is(tmp_path: Path, monkeyp
     assert library_path() == tmp_path / "x.so"
 
 
+def test_a_package_without_its_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise FileNotFoundError("x.so is missing: install ofq-kernels from a wheel")
+
+    package = ModuleType("ofq_kernels")
+    package.library_path = nowhere  # type: ignore[attr-defined]
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setitem(sys.modules, "ofq_kernels", package)
+
+    with pytest.raises(BackendMissing, match=r"^x\.so is missing: install ofq-kernels from a wheel$"):
+        library_path()
+
+
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)

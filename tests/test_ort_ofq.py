@@ -15,6 +15,7 @@ from ofq_deploy import api
 from ofq_deploy.kernels import library_path
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.recipe import Quantization
+from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.proof.tapped import TappedModel, open_tapped
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 from ofq_deploy.runtime_tests.runners.registry import open_runner
@@ -109,6 +110,7 @@ def test_the_library_computes_what_the_reference_does(attention: Any, act_step: 
 
     differing = [name for name in frozen.quantizers if (found[name] != expected[name]).any()]
     assert differing == []
+    assert lint(file, "ort-ofq") == []
     np.testing.assert_allclose(
         found["logits"], expected["logits"], rtol=0, atol=1e-5 * np.abs(expected["logits"]).max()
     )

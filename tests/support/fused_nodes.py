@@ -173,9 +173,9 @@ def thresholds() -> Fused:
     """A Linear whose codes are counts of thresholds."""
     absent = dict.fromkeys(("scale", "bias", "in_step", "out_reciprocal", "shift"))
     random = np.random.default_rng(5)
-    rising = np.sort(random.integers(-50, 300, (40, 15)), axis=1).astype(np.int32)
-    falling = random.integers(-100, -60, (40, 1)) - np.arange(2)
-    return linear().with_constants(**absent).with_constants(rising=rising, falling=falling.astype(np.int32))
+    rising = np.sort(random.integers(-50, 300, (40, 15)), axis=1).astype(np.int16)
+    falling = random.integers(-67, -60, (40, 1)) - np.arange(2)
+    return linear().with_constants(**absent).with_constants(rising=rising, falling=falling.astype(np.int16))
 
 
 def linear_add() -> Fused:

@@ -167,7 +167,10 @@ counted, added, patches = fused_nodes.thresholds(), fused_nodes.linear_add(), fu
         (exactly(linear, half=None), "attribute half is missing or no integer"),
         (exactly(linear, heads=4), "attribute heads is 4: heads of 40 / 4 channels, expected a multiple of 4"),
         (exactly(linear, weight=linear.constants["weight"][:-1]), "input weight is uint8 [359], expected uint8 [360]"),
-        (exactly(linear, bias=np.float32([[0]])), "input bias is float32 [1, 1], expected float32 [40]"),
+        (
+            exactly(linear, bias=np.zeros((1, 1), dtype=np.float32)),
+            "input bias is float32 [1, 1], expected float32 [40]",
+        ),
         (
             exactly(linear, out_reciprocal=np.ones((19, 2), dtype=np.float32)),
             "input out_reciprocal is float32 [19, 2], expected float32 [20 or more] or float32 [20 or more, 2]",
@@ -183,7 +186,10 @@ counted, added, patches = fused_nodes.thresholds(), fused_nodes.linear_add(), fu
         (exactly(linear, gelu=0), "input shift is there without gelu"),
         (exactly(linear, rising=counted.constants["rising"]), "inputs rising and scale exclude each other"),
         (exactly(counted, rising=counted.constants["rising"][:, ::-1]), "input rising of channel 0 does not ascend"),
-        (exactly(counted, falling=counted.constants["falling"][:, ::-1]), "input falling of channel 0 does not descend"),
+        (
+            exactly(counted, falling=counted.constants["falling"][:, ::-1]),
+            "input falling of channel 0 does not descend",
+        ),
         (
             exactly(counted, falling=np.full((40, 1), -32767, dtype=np.int16)),
             "input falling of channel 0 holds -32767, expected numbers within +-32766",

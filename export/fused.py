@@ -68,6 +68,9 @@ class Fused(Integers):
         """Weights are planes of bits in any opset."""
         return LOWEST_OPSET
 
+    def findings(self) -> dict[str, str]:
+        return {"ofq_deploy.unproven": str(self.unproven)} if self.unproven else {}
+
     def emit(self, node: nodes.AnyNode) -> None:
         value = node.output
         match self.patterns.get(value):
@@ -102,7 +105,7 @@ class Fused(Integers):
         rows = [*(self.arrays[constant.name] for constant in pattern.prefix), position.astype(np.float32)]
         before = self.b.float(f"{node.name}.before", self.arrays[f"{node.name}.before"]) if node.before else None
         reciprocal = self.b.float(f"{node.name}.reciprocal", _reciprocal(quantizer.step))
-        attributes = {"channels": self.network.image[0], "patch": pattern.patch, "parts": linear.parts or 1}
+        attributes: Attributes = {"channels": self.network.image[0], "patch": pattern.patch, "parts": linear.parts or 1}
         attributes |= {"first": sum(map(len, rows[:-1])), "tokens": sum(map(len, rows)), **_grid("out", quantizer)}
         codes = self._op("Patches", [self.image, reciprocal, before], node.output, attributes)
         constant = self.b.float(f"{pattern.position.name}.placed", tile_floats(np.concatenate(rows)[None]))
@@ -205,11 +208,7 @@ class Fused(Integers):
         query_step = self._row_step(f"{scores.name}.query", grids["q"], rows)
         table = exponentials(scale) if query_step is None else None
         p_step = softmax.step[:rows] if isinstance(softmax.granularity, PerToken) else softmax.step
-        row_sum = (
-            b.float(f"{context.name}.row_sum", self.arrays[f"{context.name}.row_sum"] / step)
-            if context.row_sum
-            else None
-        )
+        row_sum = self.arrays[f"{context.name}.row_sum"] / step if context.row_sum else None
         key_shift = self._key_term(f"{scores.name}.key_shift", grids["k"]) if scores.key_shift else (None, None)
         key_bias = self._key_term(f"{scores.name}.key_bias", grids["other"]) if other else (None, None)
         inputs = [
@@ -221,7 +220,7 @@ class Fused(Integers):
             query_step,
             *key_shift,
             *(key_bias[0], other[0] if other else None, key_bias[1]),
-            row_sum,
+            None if row_sum is None else b.float(f"{context.name}.row_sum", row_sum),
             self._row_step(context.name, softmax, rows),
             self._out_reciprocal(pattern.quantizer.name, out, rows),
         ]
@@ -328,9 +327,8 @@ class Fused(Integers):
 
     def _offset(self, x: ir.Value, operation: str, name: str, dtype: ir.DataType) -> ir.Value:
         """Between bytes in tiles, which have a zero point, and right operands of ordinary products, which have none."""
-        zero = self.b.constant(
-            f"zero_int32_{self._zero(self._quantizer_of(name))}", np.int32(self._zero(self._quantizer_of(name)))
-        )
+        offset = self._zero(self._quantizer_of(name))
+        zero = self.b.constant(f"zero_int32_{offset}", np.int32(offset))
         wide = self.b.cast(x, ir.DataType.INT32, f"{name}.wide")
         return self.b.cast(self.b.op(operation, [wide, zero], f"{name}.offset"), dtype, f"{name}.moved")
 

@@ -39,7 +39,7 @@ def build(frozen: Frozen, target: Target, opset: int | None = None, sha256: str 
     lowering = lowers(frozen, operators, opset)
     overridable = operators.overridable(lowering.b)
     logits = lowering.lower()
-    properties = metadata(frozen, target.name, sha256 or frozen_hash(frozen))
+    properties = metadata(frozen, target.name, sha256 or frozen_hash(frozen)) | lowering.findings()
     return lowering.b.model(lowering.image, logits, opset, overridable, properties)
 
 
@@ -78,6 +78,10 @@ class Integers(Lowering):
         """The lowest that holds the graph: 20 for Gelu, 21 for packed 4-bit and 25 for packed 2-bit tensors."""
         opsets = {4: packing.INT4_OPSET, 2: packing.INT2_OPSET}
         return max(opsets.get(linear.bits, LOWEST_OPSET) for linear in frozen.linears.values())
+
+    def findings(self) -> dict[str, str]:
+        """What is to be said of the graph in the file's metadata."""
+        return {}
 
     def emit(self, node: nodes.AnyNode) -> None:
         reader = self._only_reader(node.output)

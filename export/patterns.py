@@ -165,7 +165,7 @@ def _patches(graph: Graph, end: nodes.Add | nodes.Concat) -> PatchEmbedding | No
         return None
     terms = placed.terms if isinstance(graph.makers[placed.terms[1]], nodes.Constant) else placed.terms[::-1]
     linear, position = _inner(graph, terms[0]), graph.makers[terms[1]]
-    if not isinstance(linear, nodes.Linear) or not _fits(linear, linear.parts or 1):
+    if not isinstance(linear, nodes.Linear) or not _fits(linear, linear.parts):
         return None
     if not isinstance(position, nodes.Constant):
         return None
@@ -242,9 +242,10 @@ def _split(graph: Graph, value: str, order: tuple[int, ...]) -> str | None:
 
 
 def _fits(linear: nodes.Linear, parts: int = 0) -> bool:
-    """Whether columns are cut as wanted; and 9-bit integers, of whose codes the lines are summed, have whole lines of inputs."""
+    """Whether the columns come in so many parts, and 9-bit integers, beside which codes are summed by lines, in whole lines."""
     is_wide = linear.grid == "half" and linear.bits == MAX_BITS
-    return linear.parts in (0, parts) and not (is_wide and linear.inputs_width // max(parts, 1) % QUAD)
+    in_lines = linear.inputs_width // (parts or 1) % QUAD == 0
+    return linear.parts == parts and (in_lines or not is_wide)
 
 
 def _by_lines(granularity: nodes.Granularity, width: int) -> bool:

@@ -24,7 +24,8 @@ Floats = NDArray[np.float32]
 Sums = NDArray[np.int64]  # [channels, n], or [channels]
 
 GELU_MINIMUM = -0.7517915246935645  # where the derivative of x * Phi(x) is 0
-EVERY, NONE = np.iinfo(np.int32).min, np.iinfo(np.int32).max  # sums that reach such a threshold
+EVERY, NONE = np.iinfo(np.int16).min, np.iinfo(np.int16).max  # sums that reach such a threshold
+REACH = NONE - 1  # all others lie within +-REACH
 NUDGES = 3  # float32 neighbours by which a scale, and a bias, may move
 
 
@@ -74,17 +75,18 @@ class Requantized:
 class Thresholds:
     """code = lowest + #{j: sum >= rising[c, j]} + #{i: sum < falling[c, i]}
 
-    rising:  int32 [channels, codes - 1], ascending
-    falling: int32 [channels, n], descending; n is 0 where no channel falls through a threshold
+    rising:  int16 [channels, codes - 1], ascending; EVERY counts always, NONE never
+    falling: int16 [channels, n], descending; EVERY counts never; n is 0 where no channel falls through a threshold
     """
 
-    rising: NDArray[np.int32]
-    falling: NDArray[np.int32]
+    rising: NDArray[np.int16]
+    falling: NDArray[np.int16]
 
     def codes(self, sums: Sums, lowest: int) -> NDArray[np.int64]:
         """int64 [channels, n] of sums [channels, n]."""
-        reached = (sums[..., None] >= self.rising[:, None]).sum(-1)
-        return np.asarray(lowest + reached + (sums[..., None] < self.falling[:, None]).sum(-1))
+        sums = np.clip(sums, EVERY + 1, REACH)[..., None]
+        reached = (sums >= self.rising[:, None]).sum(-1)
+        return np.asarray(lowest + reached + (sums < self.falling[:, None]).sum(-1))
 
 
 def reachable(integers: NDArray[np.integer], limits: tuple[int, int]) -> tuple[Sums, Sums]:
@@ -94,14 +96,17 @@ def reachable(integers: NDArray[np.integer], limits: tuple[int, int]) -> tuple[S
 
 
 def find_thresholds(layer: Requantized) -> Thresholds | None:
-    """The thresholds of a layer, equal to the reference at every sum; None where there are none that are."""
+    """The thresholds of a layer, equal to the reference at every sum; None where there are none, or none in 16 bits."""
     rising, falling = _branches(layer)
     low, high = layer.low[:, None], layer.high[:, None]
     both = rising == falling  # where the branches meet: every sum is past one of the two
-    ends = np.where(both | (rising <= low), EVERY, np.where(rising > high, NONE, rising)).astype(np.int32)
-    starts = -np.sort(-np.where(both | (falling <= low), EVERY, falling), axis=1)
+    rises, falls = ~both & (rising > low) & (rising <= high), ~both & (falling > low)
+    if (np.abs(rising[rises]) > REACH).any() or (np.abs(falling[falls]) > REACH).any():
+        return None
+    ends = np.where(rises, rising, np.where(~both & (rising > high), NONE, EVERY))
+    starts = -np.sort(-np.where(falls, falling, EVERY), axis=1)
     used = int((starts != EVERY).sum(1).max(initial=0))
-    found = Thresholds(np.sort(ends, axis=1), starts[:, :used].astype(np.int32))
+    found = Thresholds(np.sort(ends, axis=1).astype(np.int16), starts[:, :used].astype(np.int16))
     for channel in np.flatnonzero(_is_near(layer, rising, falling)):
         chosen = np.arange(len(layer.scale)) == channel
         sums = np.arange(layer.low[channel], layer.high[channel] + 1)[None]

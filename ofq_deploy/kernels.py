@@ -36,6 +36,8 @@ def library_path() -> Path:
         return Path(import_module("ofq_kernels").library_path())
     except ImportError as error:
         raise BackendMissing(f"the fused operators are not installed; install them with: {INSTALL}") from error
+    except FileNotFoundError as error:  # a source tree that was never built
+        raise BackendMissing(str(error)) from error
 
 
 def has_fused_operators(model: "Path | onnx.ModelProto") -> bool:

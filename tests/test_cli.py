@@ -526,7 +526,7 @@ def test_export_refuses_what_does_not_exist(run_copy: Path, tmp_path: Path) -> N
     assert _refused(_run("export", "absent", cwd=tmp_path)) == absent
     assert _refused(_run("export", "--to", "tflite", cwd=tmp_path)) == "no format 'tflite'; there is onnx"
     assert _refused(_run("export", "--target", "tpu", cwd=tmp_path)) == (
-        "no target 'tpu'; there are portable, ort-cpu, openvino, tensorrt, fp32"
+        "no target 'tpu'; there are portable, ort-cpu, ort-ofq, openvino, tensorrt, fp32"
     )
     for opset in (1, 19, 27, 999):
         message = _refused(_run("export", "--opset", opset, "-o", "x.onnx", cwd=tmp_path))

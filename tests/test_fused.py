@@ -218,6 +218,16 @@ def test_exponentials_are_written_where_no_code_shows_the_cut() -> None:
     np.testing.assert_allclose(table(0.01)[[1, 33, 65]], 2.0 ** -np.asarray([0.32, 0.01, 10.24]), rtol=1e-6)
 
 
+def test_a_file_tells_of_channels_that_could_not_be_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = frozen_model(TENSOR)
+    told = exported(frozen, tmp_path).properties
+    monkeypatch.setattr(fused, "settle", lambda layer, scale, bias: (scale, bias, 1))
+    (tmp_path / "other").mkdir()
+
+    assert "unproven" not in told
+    assert exported(frozen, tmp_path / "other").properties["unproven"] == "6"  # q, k and v of two blocks
+
+
 # Files that were changed.
 
 Change = Callable[[NDArray[Any]], NDArray[Any]]
@@ -273,7 +283,7 @@ def test_a_changed_constant_is_caught_at_its_operator(name: str, frozen: Frozen,
 )
 def test_a_constant_that_moves_no_code_is_caught_all_the_same(name: str, frozen: Frozen, tmp_path: Path) -> None:
     def smallest(array: NDArray[Any]) -> NDArray[Any]:
-        array.flat[-1] = array.flat[-1] + 1 if array.dtype == np.int32 else np.nextafter(array.flat[-1], np.float32(2))
+        array.flat[-1] = array.flat[-1] + 1 if array.dtype == np.int16 else np.nextafter(array.flat[-1], np.float32(2))
         return array
 
     file = changed(frozen, name, smallest, tmp_path)

@@ -5,10 +5,11 @@
 
 Makes a virtual environment in .venv (or uses the active one), installs the checkout into it, and runs. Further
 arguments go to `ofq-deploy demo` or to pytest. Needs Python 3.11 or newer and a package index; torch alone is
-several gigabytes on Linux.
+several gigabytes on Linux. With a C++ compiler the library of fused operators (kernels/) is built and installed too.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,6 +20,8 @@ GOALS = {
     "demo": (".", ["ofq_deploy", "demo"]),
     "test": (".[test]", ["pytest", "-q", "-n", "auto"]),
 }
+COMPILERS = ("c++", "g++", "clang++", "cl")
+LOST = "models of the target ort-ofq will not run here, their operators could not be built"
 
 
 def main() -> int:
@@ -32,7 +35,35 @@ def main() -> int:
     python = environment_python()
     os.chdir(ROOT)
     installed = subprocess.call([python, "-m", "pip", "install", "--quiet", "--editable", requirement])
-    return installed or subprocess.call([python, "-m", *module, *sys.argv[2:]])
+    if installed:
+        return installed
+    install_kernels(python)
+    return subprocess.call([python, "-m", *module, *sys.argv[2:]])
+
+
+def install_kernels(python: str) -> None:
+    """Builds kernels/ and installs it; everything else works without, so what is lost is only said."""
+    if is_current(python):
+        return
+    if "CXX" not in os.environ and not any(shutil.which(name) for name in COMPILERS):
+        print(f"{LOST}: no C++ compiler is here", file=sys.stderr)
+        return
+    print("building the library of fused operators, a minute or two", file=sys.stderr)
+    command = [python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", "./kernels"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        named = [line for line in lines if "CMake Error" in line or " error: " in line] or lines[:1]
+        print(f"{LOST}: {' '.join(named[:1]) or 'pip says nothing'}", file=sys.stderr)
+
+
+def is_current(python: str) -> bool:
+    """Whether a library is installed that is newer than all its sources."""
+    where = "import ofq_kernels; print(ofq_kernels.library_path())"
+    found = subprocess.run([python, "-c", where], capture_output=True, text=True, cwd=ROOT / "kernels" / "src")
+    sources = [*(ROOT / "kernels" / "src").iterdir(), ROOT / "kernels" / "CMakeLists.txt"]
+    built = Path(found.stdout.strip())
+    return not found.returncode and all(file.stat().st_mtime < built.stat().st_mtime for file in sources)
 
 
 def environment_python() -> str:

@@ -125,18 +125,19 @@ OFQ_INLINE void multiply_squares(const Linear& op, int panel, int part, const ui
   finish(before, 0, 8, epilogue);
 }
 
-// The sums of a task's panels and `tiles` (at most CHUNK) tiles of codes, given to the epilogue.
+// As in by_panel.h.
 template <class Epilogue>
-static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tiles,
+static __attribute__((noinline)) void multiply(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tokens,
                                                Epilogue epilogue) {
   const Weights& weights = op.weights;
+  const int tiles = int(tiles_of(tokens));
   const int panels = weights.panels - panel < PANELS ? 1 : PANELS;
   const uint8_t* own_x = x + int64_t(part) * weights.blocks * KIB;
   if (!weights.wide && weights.blocks == 3) return multiply_three(op, panel, panels, part, own_x, x_tile, tiles, epilogue);
   if (!weights.wide && panels == 2) return multiply_squares(op, panel, part, own_x, x_tile, tiles, epilogue);
   alignas(64) int32_t sums[CHUNK * TILE];
   for (int p = panel; p < panel + panels; p++) {
-    panel_sums(op, p, part, x, x_tile, tiles, sums);
+    panel_sums(op, p, part, x, x_tile, tokens, sums);
     finish_panel(p, tiles, sums, epilogue);
   }
 }
@@ -182,7 +183,7 @@ OFQ_INLINE void multiply_all_panels(const int8_t* w, int panels, const uint8_t* 
 }
 
 // As in by_panel.h. Codes with an offset are copied without it, so that sums start at 0; so are those that end within a block.
-static __attribute__((noinline)) void multiply_tile(const int8_t* w, int panels, int lines, int, int, int zero, const uint8_t* x,
+static __attribute__((noinline)) void multiply_tile(const int8_t* w, int panels, int lines, int, int, int zero, const uint8_t* x, int,
                                                     uint8_t* room, const int32_t*, int32_t* sums) {
   const int blocks = int(ceil_div(lines, 16));
   if (room && (zero || lines % 16)) {

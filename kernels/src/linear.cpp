@@ -1,5 +1,6 @@
 // The operators Linear (codes), LinearAdd (the residual stream) and LinearHead (one token's floats).
 #include <algorithm>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "custom_op.h"
@@ -23,14 +24,20 @@ Weights read_weights(const Node& node, int parts, Grid in) {
 int64_t input_width(const Weights& weights) { return int64_t(weights.parts) * weights.blocks * BLOCK; }
 int64_t padded_outputs(const Weights& weights) { return int64_t(weights.panels) * PANEL; }
 
-// Ascending or descending int32 [width, count].
+// Ascending or descending int16 [width, count], as `Thresholds` takes them.
 Tensor read_thresholds(const Node& node, size_t input, const Port& port, int width, Dim count, bool ascends) {
   const Tensor tensor = node.constant(input, {{width, count}}, Values::any);
   const int64_t each = tensor.dims[1];
   for (int64_t c = 0; c < width; c++) {
-    const int32_t* own = tensor.as<int32_t>() + c * each;
-    if (!(ascends ? std::is_sorted(own, own + each) : std::is_sorted(own, own + each, std::greater<int32_t>())))
-      throw std::runtime_error(std::string("input ") + port.name + " of channel " + std::to_string(c) + " does not " + (ascends ? "ascend" : "descend"));
+    const int16_t* own = tensor.as<int16_t>() + c * each;
+    const std::string channel = std::string("input ") + port.name + " of channel " + std::to_string(c);
+    if (!(ascends ? std::is_sorted(own, own + each) : std::is_sorted(own, own + each, std::greater<int16_t>())))
+      throw std::runtime_error(channel + " does not " + (ascends ? "ascend" : "descend"));
+    for (int64_t j = 0; j < each; j++) {
+      const bool is_beyond = own[j] == Thresholds::ALWAYS || (ascends && own[j] == Thresholds::NEVER);
+      if (!is_beyond && std::abs(own[j]) > Thresholds::REACH)
+        throw std::runtime_error(channel + " holds " + std::to_string(own[j]) + ", expected numbers within +-" + std::to_string(Thresholds::REACH));
+    }
   }
   return tensor;
 }
@@ -42,8 +49,8 @@ class LinearKernel {
   static constexpr Port INPUTS[] = {{"codes", UINT8},          {"weight", UINT8},
                                     {"scale", FLOAT, false},   {"bias", FLOAT, false},
                                     {"in_step", FLOAT, false}, {"out_reciprocal", FLOAT, false},
-                                    {"shift", FLOAT, false},   {"rising", INT32, false},
-                                    {"falling", INT32, false}};
+                                    {"shift", FLOAT, false},   {"rising", INT16, false},
+                                    {"falling", INT16, false}};
   static constexpr Port OUTPUTS[] = {{"codes", UINT8}};
   static constexpr int IN_PLACE = -1;
 
@@ -54,7 +61,8 @@ class LinearKernel {
     op_.weights = read_weights(node, 1, op_.in);
     const int width = op_.weights.outputs, heads = node.integer("heads", 1, width);
     if (width % heads || (heads > 1 && width / heads % 4))
-      throw std::runtime_error(std::to_string(width) + " channels cannot be cut into " + std::to_string(heads) + " heads of a multiple of 4");
+      throw std::runtime_error("attribute heads is " + std::to_string(heads) + ": heads of " + std::to_string(width) + " / " + std::to_string(heads) +
+                               " channels, expected a multiple of 4");
     const bool gelu = node.flag("gelu");
     if (node.has(RISING)) {
       op_.finish = Finish::threshold_codes;
@@ -98,7 +106,7 @@ class LinearKernel {
     const int64_t count = falling.rank ? falling.dims[1] : 0;
     if (count > op_.out.top())
       throw std::runtime_error("input falling holds " + std::to_string(count) + " thresholds a channel, expected at most " + std::to_string(op_.out.top()));
-    op_.thresholds = make_thresholds(rising.as<int32_t>(), op_.out.top(), falling.as<int32_t>(), int(count), width);
+    op_.thresholds = make_thresholds(rising.as<int16_t>(), op_.out.top(), falling.as<int16_t>(), int(count), width);
   }
 
   Linear op_{};

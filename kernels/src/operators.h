@@ -71,20 +71,20 @@ struct Weights {
 // planes: bit planes of code + 2^(bits-1), codes row-major [outputs, parts * inputs]; sizes were checked.
 Weights decode_weights(const uint8_t* planes, int bits, bool half, int outputs, int inputs, int parts, Grid in);
 
-// Codes as step functions of the accumulator, for all channels of a layer; see make_thresholds.
+// Codes as step functions of the accumulator, for all channels of a layer: counts of thresholds in 16 bits. -32768 counts always in
+// `rising` and never in `falling`, 32767 never in `rising`; all others lie within +-REACH.
 struct Thresholds {
+  static constexpr int ALWAYS = -32768, NEVER = 32767, REACH = 32766;
   int rising = 0, falling = 0;   // per channel
-  Aligned<int32_t> values;       // [panels * 16][rising + falling], rising first
-  // Forms in 16 bits, for accumulators that were cut to int16; made only where they are exact.
-  bool in_int16 = false;         // every threshold lies in int16, and sums beyond it decide nothing
-  Aligned<int16_t> narrow;       // [panels * 16][rising + falling]
-  bool has_table = false;        // y = (x + table[x >> 11 & 31]) >> 11, x = sat16(rint(fma(acc, scale, offset)))
+  Aligned<int16_t> values;       // [panels * 16][rising + falling], rising first
+  // Rising ones as y = (x + table[x >> 11 & 31]) >> 11, x = sat16(rint(fma(acc, scale, offset))); made only where it is exact.
+  bool has_table = false;
   Aligned<float> scale, offset;  // [panels * 16]
   Aligned<int16_t> table;        // [panels * 16][32]
 };
 
-// Builds the forms and proves them against the thresholds; a form that cannot hold them is left out.
-Thresholds make_thresholds(const int32_t* rising, int count, const int32_t* falling, int falling_count, int channels);
+// Builds the table and proves it against the thresholds, at every accumulator.
+Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* falling, int falling_count, int channels);
 
 struct Patches {
   int channels, size, patch, first, tokens, parts;

@@ -37,7 +37,7 @@ namespace ofq {
 constexpr uint32_t ORT_VERSION = 18;  // the first one with allocators for kernels: ONNX Runtime 1.18
 
 enum ErrorCode : int { ORT_FAIL = 1, ORT_INVALID_ARGUMENT = 2 };
-enum ElementType : int { FLOAT = 1, UINT8 = 2, INT32 = 6 };
+enum ElementType : int { FLOAT = 1, UINT8 = 2, INT16 = 5 };
 
 // (index, name, result, arguments)
 #define OFQ_ORT_FUNCTIONS(X)                                                                                              \

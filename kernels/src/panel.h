@@ -1,18 +1,18 @@
 // The sums of a panel of weights in a buffer, by `product`, and what an epilogue takes of them.
 #pragma once
 
-// Sums of a panel and up to CHUNK tiles.
-static void panel_sums(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tiles, int32_t* sums) {
+// Sums of a panel and up to CHUNK tiles, `tokens` of whose lanes are read.
+static void panel_sums(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tokens, int32_t* sums) {
   const Weights& w = op.weights;
   const int lines = int(ceil_div(w.inputs, 4));
   const int8_t* own = w.tiles.data() + (int64_t(panel) * w.parts + part) * w.blocks * PANEL * BLOCK;
   const int32_t* start = w.start.data() + (int64_t(part) * w.panels + panel) * PANEL;
   x += int64_t(part) * w.blocks * 16 * LINE;
-  if (!w.wide) return product(own, lines, op.in.top(), w.largest, x, x_tile, tiles, start, sums);
+  if (!w.wide) return product(own, lines, op.in.top(), w.largest, x, x_tile, tokens, start, sums);
   // integers 2 k + 1: twice the sum over k, and the sum of the codes
   alignas(64) static const int32_t none[PANEL] = {};
-  product(own, lines, op.in.top(), w.largest, x, x_tile, tiles, none, sums);
-  for (int t = 0; t < tiles; t++) {
+  product(own, lines, op.in.top(), w.largest, x, x_tile, tokens, none, sums);
+  for (int t = 0; t < tiles_of(tokens); t++) {
     I codes = set(int32_t(0));
     for (int line = 0; line < lines; line++) codes = add_bytes(codes, x + t * x_tile + int64_t(line) * LINE);
     for (int c = 0; c < PANEL; c++) {

@@ -10,12 +10,12 @@ OFQ_INLINE void spread(const int32_t* start, int32_t* sums) {
 }
 
 // sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; whole blocks of codes are read
-static __attribute__((noinline)) void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tiles,
+static __attribute__((noinline)) void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tokens,
                                               const int32_t* start, int32_t* sums) {
   const int64_t bytes = ceil_div(lines, 16) * KIB;
   alignas(64) int32_t first[TILE];
   spread(start, first);
-  for (int t = 0; t < tiles; t++, x += x_tile, sums += TILE) {
+  for (int t = 0; t < tiles_of(tokens); t++, x += x_tile, sums += TILE) {
     tile_load<0>(first);
     for (int64_t k = 0; k < bytes; k += KIB) {
       tile_load<4>(w + k);

@@ -79,9 +79,10 @@ static void product_of_words(const int8_t* w, int lines, const uint8_t* x, size_
   }
 }
 
-// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; see docs/kernels.md
-static void product(const int8_t* w, int lines, int largest_code, int largest_weight, const uint8_t* x, size_t x_tile, int tiles,
+// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; `tokens` of them are read
+static void product(const int8_t* w, int lines, int largest_code, int largest_weight, const uint8_t* x, size_t x_tile, int tokens,
                     const int32_t* start, int32_t* sums) {
+  const int tiles = int(tiles_of(tokens));
   // So many lines fit into sums of 16 bits; where they are few, words are faster.
   const int fit = largest_weight ? 32767 / (2 * largest_code * largest_weight) : lines;
   if (fit < 4) return product_of_words(w, lines, x, x_tile, tiles, start, sums);

@@ -35,9 +35,9 @@ static __attribute__((noinline)) void sum_in_registers(const int8_t* w, int line
   for (int r = 0; r < R; r++) store(sums + r * LANES, I{{(__m256i)sum[r][0], (__m256i)sum[r][1]}});
 }
 
-// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; see docs/kernels.md
-static void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tiles, const int32_t* start, int32_t* sums) {
-  for (int t = 0; t < tiles; t++, x += x_tile, sums += PANEL * LANES) {
+// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; `tokens` of them are read
+static void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tokens, const int32_t* start, int32_t* sums) {
+  for (int t = 0; t < tiles_of(tokens); t++, x += x_tile, sums += PANEL * LANES) {
     sum_in_registers<6>(w, lines, x, start, sums);
     sum_in_registers<5>(w + 6 * BLOCK, lines, x, start + 6, sums + 6 * LANES);
     sum_in_registers<5>(w + 11 * BLOCK, lines, x, start + 11, sums + 11 * LANES);

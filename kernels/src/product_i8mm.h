@@ -36,10 +36,11 @@ static __attribute__((noinline)) void sum_in_registers(const int8_t* w, int line
     }
 }
 
-// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; see docs/kernels.md
-static void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tiles, const int32_t* start, int32_t* sums) {
-  for (int t = 0; t < tiles; t++)
-    for (int token = 0; token < LANES; token += LANES / 2)
-      for (int r = 0; r < PANEL; r += 8)
-        sum_in_registers<4>(w + r * BLOCK, lines, x + t * x_tile + 4 * token, start + r, sums + (t * PANEL + r) * LANES + token);
+// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; `tokens` of them are read
+static void product(const int8_t* w, int lines, int, int, const uint8_t* x, size_t x_tile, int tokens, const int32_t* start, int32_t* sums) {
+  for (int token = 0; token < tokens; token += LANES / 2) {  // half a tile at a time
+    const int t = token / LANES, lane = token % LANES;
+    for (int r = 0; r < PANEL; r += 8)
+      sum_in_registers<4>(w + r * BLOCK, lines, x + t * x_tile + 4 * lane, start + r, sums + (t * PANEL + r) * LANES + lane);
+  }
 }

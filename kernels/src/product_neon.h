@@ -59,9 +59,10 @@ OFQ_INLINE void sum_tiles(const int8_t* w, int lines, const uint8_t* x, size_t x
       sum_in_registers<4, LARGE>(w + r * BLOCK, lines, x + t * x_tile, start + r, sums + (t * PANEL + r) * LANES);
 }
 
-// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; see docs/kernels.md
-static void product(const int8_t* w, int lines, int largest_code, int, const uint8_t* x, size_t x_tile, int tiles, const int32_t* start,
+// sums int32 [tiles][16 channels][16 tokens] = start[channel] + weights x codes; `tokens` of them are read
+static void product(const int8_t* w, int lines, int largest_code, int, const uint8_t* x, size_t x_tile, int tokens, const int32_t* start,
                     int32_t* sums) {
+  const int tiles = int(tiles_of(tokens));
   if (largest_code < 128) return sum_tiles<false>(w, lines, x, x_tile, tiles, start, sums);
   int32_t own[PANEL];
   for (int r = 0; r < PANEL; r++) {

@@ -47,13 +47,6 @@ OFQ_INLINE I min(I a, I b) { return OFQ_BOTH(I, _mm256_min_epi32(a.v[i], b.v[i])
 template <int N>
 OFQ_INLINE I shift_right(I a) { return OFQ_BOTH(I, _mm256_srli_epi32(a.v[i], N)); }
 // A comparison that holds is -1. x >= t as max(x, t) == x: t - 1 may not exist.
-OFQ_INLINE I count_at_least(I count, I x, int32_t threshold) {
-  const __m256i t = _mm256_set1_epi32(threshold);
-  return OFQ_BOTH(I, _mm256_sub_epi32(count.v[i], _mm256_cmpeq_epi32(_mm256_max_epi32(x.v[i], t), x.v[i])));
-}
-OFQ_INLINE I count_below(I count, I x, int32_t threshold) {
-  return OFQ_BOTH(I, _mm256_sub_epi32(count.v[i], _mm256_cmpgt_epi32(_mm256_set1_epi32(threshold), x.v[i])));
-}
 
 // v * 2^n for whole n in [-120, 0]
 OFQ_INLINE F scale_by_power(F v, F n) {
@@ -118,6 +111,7 @@ OFQ_INLINE F channel(const uint8_t* line, int which, int zero) {
 // Two tiles of one channel in 16 bits: a register holds, in each half, 4 tokens of the first tile and then the same of the second.
 OFQ_INLINE W pack16(I a, I b) { return OFQ_BOTH(W, _mm256_packs_epi32(a.v[i], b.v[i])); }
 OFQ_INLINE W zero16() { return W{{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+OFQ_INLINE W cut(W x, int most) { return OFQ_BOTH(W, _mm256_min_epi16(x.v[i], _mm256_set1_epi16(static_cast<short>(most)))); }
 OFQ_INLINE W count_at_least(W count, W x, const int16_t* threshold) {
   const __m256i t = _mm256_set1_epi16(*threshold);
   return OFQ_BOTH(W, _mm256_sub_epi16(count.v[i], _mm256_cmpeq_epi16(_mm256_max_epi16(x.v[i], t), x.v[i])));

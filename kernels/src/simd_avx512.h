@@ -31,12 +31,6 @@ OFQ_INLINE I max(I a, I b) { return _mm512_max_epi32(a, b); }
 OFQ_INLINE I min(I a, I b) { return _mm512_min_epi32(a, b); }
 template <int N>
 OFQ_INLINE I shift_right(I a) { return _mm512_srli_epi32(a, N); }
-OFQ_INLINE I count_at_least(I count, I x, int32_t threshold) {
-  return _mm512_mask_add_epi32(count, _mm512_cmpge_epi32_mask(x, _mm512_set1_epi32(threshold)), count, _mm512_set1_epi32(1));
-}
-OFQ_INLINE I count_below(I count, I x, int32_t threshold) {
-  return _mm512_mask_add_epi32(count, _mm512_cmplt_epi32_mask(x, _mm512_set1_epi32(threshold)), count, _mm512_set1_epi32(1));
-}
 
 // v * 2^n for whole n in [-120, 0]
 OFQ_INLINE F scale_by_power(F v, F n) { return _mm512_scalef_ps(v, n); }
@@ -79,6 +73,7 @@ OFQ_INLINE F channel(const uint8_t* line, int which, int zero) {
 // Two tiles of one channel in 16 bits.
 OFQ_INLINE W pack16(I a, I b) { return _mm512_packs_epi32(a, b); }
 OFQ_INLINE W zero16() { return _mm512_setzero_si512(); }
+OFQ_INLINE W cut(W x, int most) { return _mm512_min_epi16(x, _mm512_set1_epi16(static_cast<short>(most))); }
 OFQ_INLINE W count_at_least(W count, W x, const int16_t* threshold) {
   return _mm512_mask_add_epi16(count, _mm512_cmpge_epi16_mask(x, _mm512_set1_epi16(*threshold)), count, _mm512_set1_epi16(1));
 }

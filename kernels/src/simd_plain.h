@@ -41,12 +41,6 @@ OFQ_INLINE I max(const I& a, const I& b) { return each<I>([&](int i) { return a.
 OFQ_INLINE I min(const I& a, const I& b) { return each<I>([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 template <int N>
 OFQ_INLINE I shift_right(const I& a) { return each<I>([&](int i) { return int32_t(uint32_t(a.v[i]) >> N); }); }
-OFQ_INLINE I count_at_least(const I& count, const I& x, int32_t threshold) {
-  return each<I>([&](int i) { return count.v[i] + (x.v[i] >= threshold); });
-}
-OFQ_INLINE I count_below(const I& count, const I& x, int32_t threshold) {
-  return each<I>([&](int i) { return count.v[i] + (x.v[i] < threshold); });
-}
 
 // v * 2^n for whole n in [-120, 0]
 OFQ_INLINE F scale_by_power(const F& v, const F& n) {
@@ -102,6 +96,7 @@ OFQ_INLINE W pack16(const I& a, const I& b) {
   return each<W>([&](int i) { return int16_t(saturated16(i < LANES ? a.v[i] : b.v[i - LANES])); });
 }
 OFQ_INLINE W zero16() { return each<W>([](int) { return int16_t(0); }); }
+OFQ_INLINE W cut(const W& x, int most) { return each<W>([&](int i) { return x.v[i] < most ? x.v[i] : int16_t(most); }); }
 OFQ_INLINE W count_at_least(const W& count, const W& x, const int16_t* threshold) {
   return each<W>([&](int i) { return int16_t(count.v[i] + (x.v[i] >= *threshold)); });
 }

@@ -98,18 +98,10 @@ struct Table {
   }
 };
 
-// Counts of accumulators at or above ascending thresholds. INT32_MIN is always reached and INT32_MAX never: no sum is that large.
-int count_rising(const int32_t* rising, int count, int32_t acc) {
-  return int(std::upper_bound(rising, rising + count, acc) - rising);
-}
-
-// Fills the bins for a scale and offset; false where the form does not count as the thresholds do.
-bool fill(Table& table, const int32_t* rising, int count) {
-  int below = 0, reached = 0;
-  while (below < count && rising[below] == INT32_MIN) below++;
-  int last = count;
-  while (last > below && rising[last - 1] == INT32_MAX) last--;
-  reached = below;
+// Fills the bins for a scale and offset; false where the form does not count as the thresholds do, of which `below` always count and
+// those from `last` on never.
+bool fill(Table& table, const int16_t* rising, int below, int last) {
+  int reached = below;
   for (int bin = 0; bin < BINS; bin++) {  // from the lowest x up; `bin` counts them from there
     const int start = -32768 + bin * BIN, end = start + BIN;
     int place = start;
@@ -118,47 +110,39 @@ bool fill(Table& table, const int32_t* rising, int count) {
     table.bins[(start >> 11) & (BINS - 1)] = int16_t(reached * BIN - place);
   }
   // Both sides are monotone in the accumulator, so equality at every step and at the ends is equality everywhere.
-  const auto holds = [&](int32_t acc) { return table.count(acc) == count_rising(rising, last, acc); };
+  const auto holds = [&](int32_t acc) { return table.count(acc) == below + (std::upper_bound(rising + below, rising + last, acc) - (rising + below)); };
   for (int j = below; j < last; j++)
     if (!holds(rising[j]) || !holds(rising[j] - 1)) return false;
   return holds(INT32_MIN) && holds(INT32_MAX);
 }
 
 // Spreads the thresholds of a channel over the range of int16.
-bool make_table(Table& table, const int32_t* rising, int count) {
-  const int32_t* from = std::upper_bound(rising, rising + count, INT32_MIN);
-  const int32_t* to = std::lower_bound(from, rising + count, INT32_MAX);
-  if (from == to) return fill(table, rising, count);  // a constant
-  const double span = double(to[-1]) - *from, middle = *from + span / 2 - .5;
+bool make_table(Table& table, const int16_t* rising, int count) {
+  const int below = int(std::upper_bound(rising, rising + count, Thresholds::ALWAYS) - rising);
+  const int last = int(std::lower_bound(rising, rising + count, Thresholds::NEVER) - rising);
+  if (below == last) return fill(table, rising, below, last);  // a constant
+  const double span = double(rising[last - 1]) - rising[below], middle = rising[below] + span / 2 - .5;
   for (const double reach : {31000., 30000., 32000., 28000.}) {
     const double scale = span > 0 ? std::min(2 * reach / span, 1024.) : 1024.;
     table.scale = float(scale), table.offset = float(-middle * scale);
-    if (fill(table, rising, count)) return true;
+    if (fill(table, rising, below, last)) return true;
   }
   return false;
 }
 
 }  // namespace
 
-Thresholds make_thresholds(const int32_t* rising, int count, const int32_t* falling, int falling_count, int channels) {
+Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* falling, int falling_count, int channels) {
   Thresholds th;
   th.rising = count, th.falling = falling_count;
   const int64_t padded = round_up(channels, PANEL), each = count + falling_count;
-  th.values = Aligned<int32_t>(size_t(padded * each));
-  th.narrow = Aligned<int16_t>(size_t(padded * each));
-  th.in_int16 = true;
+  th.values = Aligned<int16_t>(size_t(padded * each));
   for (int64_t c = 0; c < padded; c++)
     for (int64_t j = 0; j < each; j++) {
       const bool rises = j < count;
-      const int32_t none = rises ? INT32_MAX : INT32_MIN;  // padded channels have code 0
-      const int32_t value = c >= channels ? none : rises ? rising[c * count + j] : falling[c * falling_count + j - count];
-      th.values[c * each + j] = value;
-      th.narrow[c * each + j] = int16_t(std::clamp(value, -32768, 32767));
-      // A sum that was cut to int16 is at or above a threshold in (-32768, 32767] exactly where the sum itself is. It is always at or
-      // above -32768, which stands for INT32_MIN.
-      if (c < channels && value != INT32_MIN && (value <= -32768 || value > 32767)) th.in_int16 = false;
+      const int none = rises ? Thresholds::NEVER : Thresholds::ALWAYS;  // padded channels have code 0
+      th.values[c * each + j] = int16_t(c >= channels ? none : rises ? rising[c * count + j] : falling[c * falling_count + j - count]);
     }
-  if (!th.in_int16) th.narrow = {};
 
   th.has_table = count <= MAX_TABLE;
   if (!th.has_table) return th;

@@ -123,9 +123,10 @@ class Linear(Fused):
         (acc,) = sums(x, tokens, a, weight)
         if rising is not None:
             assert (scale, bias, in_step, reciprocal, shift) == (None,) * 5
-            bytes_ = (acc[..., None] >= rising).sum(-1)
+            cut = np.clip(acc, -32767, 32766)[..., None]
+            bytes_ = (cut >= rising).sum(-1)
             if falling is not None:
-                bytes_ = bytes_ + (acc[..., None] < falling).sum(-1)
+                bytes_ = bytes_ + (cut < falling).sum(-1)
             return (lines(bytes_.astype(np.uint8)),)
         value = acc * double(scale) * (1 if in_step is None else double(in_step)[:tokens, None]) + double(bias)
         if a["gelu"]:

@@ -131,7 +131,7 @@ class AttentionKernel {
   // Keys and values are the signed operand of a product.
   static Grid signed_bytes(const Node& node, const char* name) {
     const Grid grid = node.grid(name);
-    if (!grid.is_signed && grid.bits == 8) throw std::runtime_error(std::string("grid ") + name + " is unsigned with 8 bits, expected 7 bits or a sign");
+    if (!grid.is_signed && grid.bits == 8) throw std::runtime_error(std::string("grid ") + name + " is unsigned with 8 bits, expected at most 7 bits or a sign");
     return grid;
   }
 

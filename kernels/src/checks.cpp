@@ -97,7 +97,9 @@ void expect_ok(OrtStatus* status) {
 }
 
 std::string Node::name() const {
-  return read_name([&](char* name, size_t* size) { return ort().KernelInfo_GetNodeName(info_, name, size); });
+  const std::string own = read_name([&](char* name, size_t* size) { return ort().KernelInfo_GetNodeName(info_, name, size); });
+  if (!own.empty()) return own;
+  return read_name([&](char* name, size_t* size) { return ort().KernelInfo_GetOutputName(info_, 0, name, size); });
 }
 
 int Node::integer(const char* attribute, int64_t low, int64_t high) const {
@@ -227,7 +229,7 @@ int64_t Shapes::size(const char* attribute) const {
   int64_t value = 0;
   size_t read = 0;
   expect_ok(ort().ReadOpAttr(found, INTEGER, &value, sizeof(value), &read));
-  if (value < 1 || value > MAX_OUTPUTS) throw std::runtime_error("no size");
+  if (value < 1 || value > MAX_OUTPUTS) throw std::runtime_error(std::string("attribute ") + attribute + " is no size");
   return value;
 }
 

@@ -66,7 +66,7 @@ class Node {
  public:
   Node(const OrtKernelInfo* info, const Port* inputs) : info_(info), inputs_(inputs) {}
 
-  std::string name() const;
+  std::string name() const;  // or that of its first output, where it has none
   int integer(const char* attribute, int64_t low, int64_t high) const;
   bool flag(const char* attribute) const { return integer(attribute, 0, 1) == 1; }
   float positive(const char* attribute) const;

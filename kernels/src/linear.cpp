@@ -61,7 +61,8 @@ class LinearKernel {
     op_.weights = read_weights(node, 1, op_.in);
     const int width = op_.weights.outputs, heads = node.integer("heads", 1, width);
     if (width % heads || (heads > 1 && width / heads % 4))
-      throw std::runtime_error(std::to_string(width) + " channels cannot be cut into " + std::to_string(heads) + " heads of a multiple of 4");
+      throw std::runtime_error("attribute heads is " + std::to_string(heads) + ": heads of " + std::to_string(width) + " / " + std::to_string(heads) +
+                               " channels, expected a multiple of 4");
     const bool gelu = node.flag("gelu");
     if (node.has(RISING)) {
       op_.finish = Finish::threshold_codes;

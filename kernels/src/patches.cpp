@@ -28,10 +28,11 @@ class PatchesKernel {
     if (side * side != patches)
       throw std::runtime_error("attributes tokens and first leave " + std::to_string(patches) + " patches, which fill no square");
     if (side * op_.patch > MAX_IMAGE)
-      throw std::runtime_error("an image of " + std::to_string(side * op_.patch) + " pixels a side, expected at most " + std::to_string(MAX_IMAGE));
+      throw std::runtime_error("attribute patch is " + std::to_string(op_.patch) + ": an image of " + std::to_string(side * op_.patch) +
+                               " pixels a side, expected at most " + std::to_string(MAX_IMAGE));
     op_.size = side * op_.patch;
     if (op_.channels % op_.parts)
-      throw std::runtime_error(std::to_string(op_.channels) + " channels cannot be cut into " + std::to_string(op_.parts) + " parts");
+      throw std::runtime_error("attribute parts is " + std::to_string(op_.parts) + ": " + std::to_string(op_.channels) + " channels cannot be cut into them");
     if (width(op_.channels, op_.parts, op_.patch) > MAX_INPUTS)
       throw std::runtime_error("a part of a patch has " + std::to_string(width(op_.channels, op_.parts, op_.patch)) + " numbers, expected at most " +
                                std::to_string(MAX_INPUTS));
@@ -55,8 +56,8 @@ class PatchesKernel {
   }
 
   static void infer(const Shapes& shapes) {
-    const int64_t parts = shapes.size("parts"), rows = rows_of(width(shapes.size("channels"), parts, shapes.size("patch")));
-    shapes.set(UINT8, {tiles_of(shapes.size("tokens")), parts * rows, LINE});
+    const int64_t parts = shapes.size("parts"), inputs = width(shapes.size("channels"), parts, shapes.size("patch"));
+    if (inputs <= MAX_INPUTS) shapes.set(UINT8, {tiles_of(shapes.size("tokens")), parts * rows_of(inputs), LINE});
   }
 
  private:

@@ -47,7 +47,6 @@ OFQ_INLINE I max(I a, I b) { return OFQ_ALL(I, vmaxq_s32(a.v[i], b.v[i])); }
 OFQ_INLINE I min(I a, I b) { return OFQ_ALL(I, vminq_s32(a.v[i], b.v[i])); }
 template <int N>
 OFQ_INLINE I shift_right(I a) { return OFQ_ALL(I, vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a.v[i]), N))); }
-// A comparison that holds is -1.
 
 // v * 2^n for whole n in [-120, 0]
 OFQ_INLINE F scale_by_power(F v, F n) {
@@ -118,6 +117,7 @@ OFQ_INLINE W pack16(I a, I b) {
 }
 OFQ_INLINE W zero16() { return OFQ_ALL(W, (void(i), vdupq_n_s16(0))); }
 OFQ_INLINE W cut(W x, int most) { return OFQ_ALL(W, vminq_s16(x.v[i], vdupq_n_s16(int16_t(most)))); }
+// A comparison that holds is -1.
 OFQ_INLINE W count_at_least(W count, W x, const int16_t* threshold) {
   return OFQ_ALL(W, vsubq_s16(count.v[i], vreinterpretq_s16_u16(vcgeq_s16(x.v[i], vdupq_n_s16(*threshold)))));
 }

@@ -1,6 +1,7 @@
 // The operators Linear (codes), LinearAdd (the residual stream) and LinearHead (one token's floats).
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "custom_op.h"
@@ -8,6 +9,14 @@
 namespace ofq {
 
 namespace {
+
+// OFQ_WEIGHTS says how weights of up to 4 bits are kept in memory: packed, or bytes.
+bool keeps_packed() {
+  const char* how = std::getenv("OFQ_WEIGHTS");
+  if (!how || !std::strcmp(how, "packed")) return true;
+  if (!std::strcmp(how, "bytes")) return false;
+  throw std::runtime_error(std::string("OFQ_WEIGHTS is ") + how + ", expected packed or bytes");
+}
 
 // What the three share: attributes inputs, width, weight_bits, half and in; the weights, the second input.
 Weights read_weights(const Node& node, int parts, Grid in) {
@@ -18,7 +27,9 @@ Weights read_weights(const Node& node, int parts, Grid in) {
   if (half && bits == 8 && inputs % 4)
     throw std::runtime_error("attribute inputs is " + std::to_string(inputs) + ", expected a multiple of 4 with 9-bit integers");
   const Tensor planes = node.constant(WEIGHT, {{ceil_div(int64_t(bits) * outputs * parts * inputs, 8)}}, Values::any);
-  return decode_weights(planes.as<uint8_t>(), bits, half, outputs, inputs, parts, in);
+  Weights weights = decode_weights(planes.as<uint8_t>(), bits, half, outputs, inputs, parts, in);
+  if (kernels().panels == 1 && keeps_packed()) pack_weights(weights, bits, half);  // others read several panels at once
+  return weights;
 }
 
 int64_t input_width(const Weights& weights) { return int64_t(weights.parts) * weights.blocks * BLOCK; }

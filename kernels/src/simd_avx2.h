@@ -46,7 +46,6 @@ OFQ_INLINE I max(I a, I b) { return OFQ_BOTH(I, _mm256_max_epi32(a.v[i], b.v[i])
 OFQ_INLINE I min(I a, I b) { return OFQ_BOTH(I, _mm256_min_epi32(a.v[i], b.v[i])); }
 template <int N>
 OFQ_INLINE I shift_right(I a) { return OFQ_BOTH(I, _mm256_srli_epi32(a.v[i], N)); }
-// A comparison that holds is -1. x >= t as max(x, t) == x: t - 1 may not exist.
 
 // v * 2^n for whole n in [-120, 0]
 OFQ_INLINE F scale_by_power(F v, F n) {
@@ -112,6 +111,7 @@ OFQ_INLINE F channel(const uint8_t* line, int which, int zero) {
 OFQ_INLINE W pack16(I a, I b) { return OFQ_BOTH(W, _mm256_packs_epi32(a.v[i], b.v[i])); }
 OFQ_INLINE W zero16() { return W{{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
 OFQ_INLINE W cut(W x, int most) { return OFQ_BOTH(W, _mm256_min_epi16(x.v[i], _mm256_set1_epi16(static_cast<short>(most)))); }
+// A comparison that holds is -1. x >= t as max(x, t) == x: t - 1 may not exist.
 OFQ_INLINE W count_at_least(W count, W x, const int16_t* threshold) {
   const __m256i t = _mm256_set1_epi16(*threshold);
   return OFQ_BOTH(W, _mm256_sub_epi16(count.v[i], _mm256_cmpeq_epi16(_mm256_max_epi16(x.v[i], t), x.v[i])));

@@ -36,12 +36,13 @@ static __attribute__((noinline)) void sum_words(const int16_t* words, int lines,
   Sums32 sum[R][2] = {};
   for (; lines > 0; lines -= 16, x += 16 * LINE) {
     const int steps = lines < 16 ? lines : 16;
-#pragma GCC unroll 1
-    for (int shift = 0; shift <= 8; shift += 8, words += PANEL * BLOCK / 2)
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; odd++, words += PANEL * BLOCK / 2)
 #pragma GCC unroll 1
       for (int step = 0; step < steps; step++) {
         const __m256i byte = _mm256_set1_epi16(255);
-        const I codes = OFQ_BOTH(I, _mm256_and_si256(_mm256_srli_epi16(load_half(x + step * LINE + 32 * i), shift), byte));
+        const I own = OFQ_BOTH(I, load_half(x + step * LINE + 32 * i));
+        const I codes = OFQ_BOTH(I, odd ? _mm256_srli_epi16(own.v[i], 8) : _mm256_and_si256(own.v[i], byte));
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
           const __m256i weights = broadcast_four(words + (r * BLOCK + 4 * step) / 2);

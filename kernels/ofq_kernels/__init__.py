@@ -1,7 +1,7 @@
 """The library of fused integer operators (domain `ofq`) for ONNX Runtime: where it lies, and what it says of itself.
 
-    options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(ofq_kernels.library_path()))
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library(str(ofq_kernels.library_path()))
 """
 
 import ctypes

@@ -14,11 +14,14 @@ from PIL import Image
 from ofq_deploy import api
 from ofq_deploy.kernels import library_path
 from ofq_deploy.model.file import OnnxFile
+from ofq_deploy.model.graph import node_macs
+from ofq_deploy.model.nodes import Linear
 from ofq_deploy.recipe import Quantization
 from ofq_deploy.runtime_tests.lint.rules import lint
 from ofq_deploy.runtime_tests.proof.tapped import TappedModel, open_tapped
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_logits
 from ofq_deploy.runtime_tests.runners.registry import open_runner
+from ofq_deploy.runtime_tests.speed.arithmetic import work
 from tests.support.fused_reference import ReferenceRunner
 from tests.support.kernels import needs_kernels
 from tests.support.models import frozen_model, random_images
@@ -68,6 +71,18 @@ def test_parity_holds_with_another_interpreters_runtime(model: Path) -> None:
     result = api.parity(model, follower=f"ort-cpu:plain@{sys.executable}", images=2)
 
     assert result["passed"], result
+
+
+@pytest.mark.parametrize("attention", ["qk", "qkr"])
+def test_multiply_accumulates_are_those_of_the_network(attention: Any, tmp_path: Path) -> None:
+    frozen = frozen_model(Quantization(3, 4, attention, "tensor"))
+    counted = work(exported(frozen, tmp_path), (2, *frozen.graph.image))
+    layers = (node for node in frozen.graph.nodes if node.name.startswith("blocks.") and isinstance(node, Linear))
+
+    assert (counted.macs, counted.float_macs) == (frozen.graph.macs(), 0)
+    assert counted.bit_operations > 12 * sum(
+        node_macs(node, frozen.graph) for node in layers
+    )  # 3 x 4 bits, and what has more
 
 
 def test_it_is_described_and_timed(model: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ofq_deploy.errors import OnnxFileError
 from ofq_deploy.model.file import ModelFile, OnnxFile, static_values, with_outputs
-from ofq_deploy.runtime_tests.runners.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, operands
+from ofq_deploy.runtime_tests.runners.executed import FLOAT_PRODUCTS, INTEGER_PRODUCTS, is_fused, operands
 from ofq_deploy.runtime_tests.runners.ort import open_session, run_all
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def work(file: OnnxFile, shape: tuple[int, ...]) -> Work:
         model = inline_local_functions(model)
     producers = {name: node for node in model.graph.node for name in node.output}
     static = static_values(model.graph.node, (tensor.name for tensor in model.graph.initializer))
-    nodes = [node for node in model.graph.node if node.op_type in PRODUCTS and node.output[0] not in static]
+    products = [made for node in model.graph.node if is_fused(node) for made in _fused_products(node, producers)]
+    nodes = [node for node in model.graph.node if node.op_type in PRODUCTS and not is_fused(node)]
+    nodes = [node for node in nodes if node.output[0] not in static]
     nodes = [node for node in nodes if not node.output[0].endswith(ROW_SUMS)]
     values = {name for node in nodes for name in (*operands(node), node.output[0])}
     origins = {name: _codes_of(name, producers) for name in values}
@@ -92,7 +94,8 @@ def work(file: OnnxFile, shape: tuple[int, ...]) -> Work:
             return trained.weight_bits(_named(name, producers, ".weight"))
         return trained.act_bits(_named(name, producers, ".codes"))
 
-    macs, integer_macs, bit_operations = 0, 0, 0
+    macs = integer_macs = sum(count for count, _ in products)
+    bit_operations = sum(count * bits_of_both for count, bits_of_both in products)
     for node in nodes:
         left, right = operands(node)
         count = _macs(node, shapes[left], shapes[right], shapes[node.output[0]]) // shape[0]
@@ -162,6 +165,24 @@ def _macs(node: "onnx.NodeProto", left: tuple[int, ...], right: tuple[int, ...],
         return (prod(left) + prod(out)) * right[-2]
     is_transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return prod(out) * left[-2 if is_transposed else -1]
+
+
+def _fused_products(node: "onnx.NodeProto", producers: dict[str, "onnx.NodeProto"]) -> list[tuple[int, int]]:
+    """MACs per image of a fused operator's products, and the product of the bits of what each multiplies (docs/kernels.md)."""
+    a = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "Attention":
+        scores = a["heads"] * a["rows"] * a["tokens"]
+        return [
+            (scores * a["width"], a["q_bits"] * a["k_bits"]),
+            (scores * a["value_width"], a["p_bits"] * a["v_bits"]),
+        ]
+    if "weight_bits" not in a:
+        return []
+    rows = a.get("tokens", 1)
+    made_by = producers.get(node.input[0])
+    if made_by is not None and made_by.op_type == "Patches":  # tokens that are no patches are not multiplied
+        rows -= next(attribute.i for attribute in made_by.attribute if attribute.name == "first")
+    return [(rows * a["inputs"] * a.get("parts", 1) * a["width"], a["in_bits"] * a["weight_bits"])]
 
 
 def _codes_of(name: str, producers: dict[str, "onnx.NodeProto"]) -> str:

@@ -7,9 +7,9 @@ constexpr int PANELS = 1;  // of a task of a linear operator
 // Brings a panel of weights near, which the next task will read: in a network each call finds others' data in the caches.
 OFQ_INLINE void fetch_panel(const Weights& w, int panel) {
   if (panel >= w.panels) return;
-  const int64_t bytes = int64_t(w.parts) * w.blocks * PANEL * BLOCK;
-  const int8_t* own = w.tiles.data() + panel * bytes;
-  for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(own + i, 0, 2);
+  const int64_t bytes = int64_t(w.parts) * w.blocks * PANEL * BLOCK / (w.packed.empty() ? 1 : 2);
+  const char* all = w.packed.empty() ? reinterpret_cast<const char*>(w.tiles.data()) : reinterpret_cast<const char*>(w.packed.data());
+  for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(all + panel * bytes + i, 0, 2);
 }
 
 // The sums of a task's panels and at most CHUNK tiles of codes, given to the epilogue. `tokens` of their lanes are read in the end.

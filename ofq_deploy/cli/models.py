@@ -40,7 +40,9 @@ def export(
     report = Reporter(quiet or as_json)
     report.say(f"{result.file_bytes:,} bytes, target {target}")
     if result.form:
-        report.say(f"form: {result.form}" + (f"; faster in ort-ofq with {result.faster_form}" if result.faster_form else ""))
+        report.say(
+            f"form: {result.form}" + (f"; faster in ort-ofq with {result.faster_form}" if result.faster_form else "")
+        )
     finish(result, result.model, as_json)
 
 

@@ -19,7 +19,9 @@ from ofq_deploy.commands.requests import (
 )
 from ofq_deploy.commands.train import train
 from ofq_deploy.commands.validate import validate_model
+from ofq_deploy.errors import BackendMissing
 from ofq_deploy.files import refuse_existing, replacing
+from ofq_deploy.kernels import library_path
 from ofq_deploy.model.file import OnnxFile
 from ofq_deploy.progress import Reporter
 from ofq_deploy.recipe import load_recipe
@@ -27,14 +29,16 @@ from ofq_deploy.results.bench import BenchResult
 from ofq_deploy.results.models import DemoResult, InspectResult
 from ofq_deploy.results.proof import ProofResult
 from ofq_deploy.results.record import Kind, Table, keep, moved, stamped, to_json
+from ofq_deploy.targets import DEFAULT, ORT_OFQ, Target
 
 Measured = tuple[ProofResult, BenchResult, InspectResult]  # what is told of a model
 
 RECIPES = ("digits-w4a4", "digits-w2a2")
 BENCH_SECONDS = 2.0
-NOTE = (
-    "Calls alternate with the float model's in one process, one thread, batch 1. These models are tiny (18 tokens of width "
-    "64): the integer graph has more, smaller operators and is not faster than float here."
+NOTE = "Calls alternate with the float model's in one process, one thread, batch 1."
+WITHOUT_FUSED = (
+    " These models are tiny (18 tokens of width 64): a graph of ordinary integer operators has more, smaller ones and is not faster "
+    "than float here. That of fused ones is: pip install 'ofq-deploy[kernels]'."
 )
 
 
@@ -59,7 +63,8 @@ def run_demo(request: DemoRequest, report: Reporter) -> DemoResult:
         result = stamped(DemoResult, _line(request), summary)
         (folder / "summary.json").write_text(to_json(result), encoding="utf-8")
         shown = [result for told in results.values() for result in told]
-        html = page("ofq-deploy: low-bit vision transformers, proven", shown, NOTE)
+        note = NOTE if _target() is ORT_OFQ else NOTE + WITHOUT_FUSED
+        html = page("ofq-deploy: low-bit vision transformers, proven", shown, note)
         (folder / "report.html").write_text(html, encoding="utf-8")
     return result
 
@@ -73,7 +78,7 @@ def _one_model(folder: Path, request: DemoRequest, name: str, report: Reporter) 
     """What validate, bench and inspect say of a model that is trained for it, paths relative to the folder."""
     recipe = replace(load_recipe(name), seed=request.seed)
     run = Path(train(TrainRequest(recipe=recipe, output=folder / name, device="cpu"), report).run)
-    model = Path(export(ExportRequest(run=run)).model)
+    model = Path(export(ExportRequest(run=run, target=_target().name)).model)
     relative, line = str(model.relative_to(folder)), _line(request)
     validation = validate_model(ValidateRequest(subject=model), report)
     measured = bench_on_cpu(BenchRequest(model=model, seconds=BENCH_SECONDS), report)
@@ -87,6 +92,15 @@ def _one_model(folder: Path, request: DemoRequest, name: str, report: Reporter) 
         keep(result, folder)
     update_card(OnnxFile(model), told[-1], told)
     return told
+
+
+def _target() -> Target:
+    """Fused operators where their library is installed."""
+    try:
+        library_path()
+    except BackendMissing:
+        return DEFAULT
+    return ORT_OFQ
 
 
 def _in_demo(result: Kind, model: str, line: str) -> Kind:

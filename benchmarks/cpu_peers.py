@@ -58,6 +58,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "qk, token steps + shifts": {"attention": "qk", "act_step": "token"},
     "qkr, token steps + shifts": {"attention": "qkr", "act_step": "token"},
 }
+PLAIN_FORMS = {
+    "qk, tensor steps, no shifts",
+    "qk, token steps + shifts",
+    "qkr, token steps + shifts",
+}  # of ordinary operators too
 IMAGE = (3, 224, 224)
 PREPROCESSING = Preprocessing(224, 248, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BASELINE = "ORT fp32, our export"
@@ -193,14 +198,16 @@ def prepare(network: Any, bits: list[int], folder: Path, report: Reporter, left_
             if not own.exists():
                 write_checked(build_fp32(frozen, folder / "weights.safetensors"), own)
                 add(ort_entry, BASELINE, own, is_float=True)
-            for target in ("ort-cpu", "portable", "openvino"):
-                if target == "openvino" and choices["act_step"] == "token":
+            for target in ("ort-ofq", "ort-cpu", "portable", "openvino"):
+                if (target != "ort-ofq" and form not in PLAIN_FORMS) or (
+                    target == "openvino" and choices["act_step"] == "token"
+                ):
                     continue
                 path = folder / f"{target}-{len(entries)}.onnx"
                 write_checked(build(frozen, TARGETS[target]), path)
                 if target != "openvino":
                     add(ort_entry, f"ours {target}, W{width}A{width} {form}", path)
-                if target != "portable":
+                if target in ("ort-cpu", "openvino"):
                     add(openvino_entry, f"ours {target} in OpenVINO f32, W{width}A{width} {form}", path, "f32")
     for model, suffix in ((network, ""), (pruned_network(network), ", last block pruned")):
         path = folder / f"float{len(entries)}.onnx"

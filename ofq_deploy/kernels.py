@@ -3,11 +3,13 @@
 ONNX Runtime loads it for a session (`register_custom_ops_library`). docs/kernels.md defines the operators.
 """
 
+import ctypes
+import json
 import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ofq_deploy.errors import BackendMissing
 
@@ -38,6 +40,16 @@ def library_path() -> Path:
         raise BackendMissing(f"the fused operators are not installed; install them with: {INSTALL}") from error
     except FileNotFoundError as error:  # a source tree that was never built
         raise BackendMissing(str(error)) from error
+
+
+def describe_library() -> dict[str, Any]:
+    """What the library says of itself (kernels/src/library.cpp): `chosen`, the instruction set that runs here, or None and `error`;
+    `choices`, each with name, available and why. BackendMissing where it is not installed, OSError where it does not load.
+    """
+    function = ctypes.CDLL(str(library_path())).OfqKernelsDescribe
+    function.restype = ctypes.c_char_p
+    description: dict[str, Any] = json.loads(function())
+    return description
 
 
 def has_fused_operators(model: "Path | onnx.ModelProto") -> bool:

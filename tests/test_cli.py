@@ -249,7 +249,7 @@ def _digit_folder(root: Path, indices: Iterable[int]) -> Path:
 
 
 RESULT_KEYS = {
-    "export": {"model", "target", "file_bytes"},
+    "export": {"model", "target", "file_bytes", "form", "faster_form"},
     "predict": {"predictions"},
     "validate": {"passed", "faults", "model", "weights", "operators", "free_run", "top1_runtime", "top1_torch"},
     "bench": {"model", "baseline", "speedup", "environment", "backend"},
@@ -300,6 +300,10 @@ def test_export_json_quiet_output_and_force(run_copy: Path, portable_model: Path
     done = _ok(_run("export", run_copy, "--json", "--quiet", "-o", file, cwd=tmp_path))
 
     expected = {"model": str(file), "target": "portable", "file_bytes": file.stat().st_size}
+    expected |= {
+        "form": "QKR, a step per token, shifts",
+        "faster_form": "--attention qk --act-step tensor: 1.3 to 1.6 times as fast",
+    }
     assert expected.items() <= json.loads(done.stdout).items()
     assert done.stderr == ""
     assert file.read_bytes() == portable_model.read_bytes()

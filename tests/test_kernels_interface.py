@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,11 @@ def test_the_library_needs_no_other_but_those_of_c() -> None:
         pytest.skip("needs readelf, and libraries as Linux has them")
     listed = subprocess.run(["readelf", "-d", str(library_path())], capture_output=True, text=True, check=True).stdout
 
-    assert {name.split(".")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", listed)} <= {"libc", "libm", "ld-linux-x86-64"}
+    assert {name.split(".")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", listed)} <= {
+        "libc",
+        "libm",
+        "ld-linux-x86-64",
+    }
 
 
 def described() -> dict[str, object]:
@@ -129,14 +134,12 @@ def test_kernels_are_forced_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["chosen"] is None
     assert str(told["error"]).startswith("OFQ_KERNELS=fast is unknown, expected one of ")
     done = in_child("from tests.support.fused_nodes import linear; linear().run()")
-    assert done.stderr.strip().splitlines()[-1].endswith(
-        f"ofq.Linear '{fused_nodes.NAME}': {told['error']}"
-    )
+    assert done.stderr.strip().splitlines()[-1].endswith(f"ofq.Linear '{fused_nodes.NAME}': {told['error']}")
 
 
 @needs_kernels
 @pytest.mark.parametrize("make", ALL)
-def test_all_kernels_give_the_same_bits(make: type[Fused], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_kernels_give_the_same_bits(make: Callable[[], Fused], monkeypatch: pytest.MonkeyPatch) -> None:
     told = described()
     names = [choice["name"] for choice in told["choices"] if choice["available"]]  # type: ignore[attr-defined]
     code = f"""
@@ -152,7 +155,7 @@ print(hashlib.sha256(b"".join(output.tobytes() for output in {make.__name__}().r
 
 @needs_kernels
 @pytest.mark.parametrize("make", ALL)
-def test_shapes_are_known_before_the_first_run(make: type[Fused]) -> None:
+def test_shapes_are_known_before_the_first_run(make: Callable[[], Fused]) -> None:
     """With a symbolic batch, a fixed one, and none: a runtime that knows no shapes computes as well."""
     node = make()
     expected, shapes = node.read(), [output.shape for output in node.run()]
@@ -167,7 +170,7 @@ def test_shapes_are_known_before_the_first_run(make: type[Fused]) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("make", ALL)
-def test_no_images_give_no_outputs(make: type[Fused]) -> None:
+def test_no_images_give_no_outputs(make: Callable[[], Fused]) -> None:
     node = make()
     outputs = node.with_fed(**{name: value[:0] for name, value in node.fed.items()}).run()
 
@@ -176,7 +179,7 @@ def test_no_images_give_no_outputs(make: type[Fused]) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("make", ALL)
-def test_an_image_does_not_see_its_neighbours(make: type[Fused]) -> None:
+def test_an_image_does_not_see_its_neighbours(make: Callable[[], Fused]) -> None:
     node = make()
     for place in range(2):
         alone = node.with_fed(**{name: value[place : place + 1] for name, value in node.fed.items()})
@@ -185,10 +188,14 @@ def test_an_image_does_not_see_its_neighbours(make: type[Fused]) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("make", [fused_nodes.layer_norm, fused_nodes.linear, fused_nodes.linear_add, fused_nodes.attention])
-def test_more_tiles_than_are_read_change_nothing(make: type[Fused]) -> None:
+@pytest.mark.parametrize(
+    "make", [fused_nodes.layer_norm, fused_nodes.linear, fused_nodes.linear_add, fused_nodes.attention]
+)
+def test_more_tiles_than_are_read_change_nothing(make: Callable[[], Fused]) -> None:
     node = make()
-    more = {name: np.pad(value, [(0, 0), (0, 3), (0, 0), (0, 0)]) for name, value in node.fed.items() if name != "forced"}
+    more = {
+        name: np.pad(value, [(0, 0), (0, 3), (0, 0), (0, 0)]) for name, value in node.fed.items() if name != "forced"
+    }
 
     for found, expected in zip(node.with_fed(**more).read(), node.read(), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -277,7 +284,7 @@ def test_the_package_is_what_the_project_asks_for() -> None:
 @needs_kernels
 def test_the_python_package_finds_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT / "kernels" / "ofq_kernels", tmp_path / "ofq_kernels")
-    code = "import ofq_kernels; print(ofq_kernels.library_path()); print(ofq_kernels.describe()['domain'])"
+    code = "import ctypes, ofq_kernels; print(ofq_kernels.library_path()); ctypes.CDLL(str(ofq_kernels.library_path()))"
     bare = in_child(code, PYTHONPATH=str(tmp_path))
     assert "FileNotFoundError" in bare.stderr
     assert "is missing: install ofq-kernels with a C++ compiler or from a wheel" in bare.stderr
@@ -285,7 +292,7 @@ def test_the_python_package_finds_its_library(tmp_path: Path, monkeypatch: pytes
     name = {"win32": "ofq_kernels.dll", "darwin": "libofq_kernels.dylib"}.get(sys.platform, "libofq_kernels.so")
     shutil.copy(library_path(), tmp_path / "ofq_kernels" / name)
     done = in_child(code, PYTHONPATH=str(tmp_path))
-    assert done.stdout.splitlines() == [str(tmp_path / "ofq_kernels" / name), "ofq"], done.stderr
+    assert done.stdout.splitlines() == [str(tmp_path / "ofq_kernels" / name)], done.stderr
 
 
 @needs_kernels

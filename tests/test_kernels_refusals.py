@@ -72,7 +72,7 @@ def spoilt_constants(node: Fused) -> Iterator[Fault]:
             if not (is_step and value.ndim == 1 and last > 1):  # there may be steps for more tokens
                 yield f"{name} is short of one", other(value[..., : last - 1]), name
                 yield f"{name} is too long", other(np.concatenate([value, value[..., :1]], axis=-1)), name
-        wide = {np.float32: np.float64, np.uint8: np.int8, np.int32: np.int64}[value.dtype.type]
+        wide = {np.float32: np.float64, np.uint8: np.int8, np.int16: np.int32}[value.dtype.type]
         yield f"{name} is {wide.__name__}", other(value.astype(wide)), name
         if value.dtype == np.float32:
             for place in (0, -1):
@@ -167,7 +167,10 @@ counted, added, patches = fused_nodes.thresholds(), fused_nodes.linear_add(), fu
         (exactly(linear, half=None), "attribute half is missing or no integer"),
         (exactly(linear, heads=4), "attribute heads is 4: heads of 40 / 4 channels, expected a multiple of 4"),
         (exactly(linear, weight=linear.constants["weight"][:-1]), "input weight is uint8 [359], expected uint8 [360]"),
-        (exactly(linear, bias=np.float32([[0]])), "input bias is float32 [1, 1], expected float32 [40]"),
+        (
+            exactly(linear, bias=np.zeros((1, 1), dtype=np.float32)),
+            "input bias is float32 [1, 1], expected float32 [40]",
+        ),
         (
             exactly(linear, out_reciprocal=np.ones((19, 2), dtype=np.float32)),
             "input out_reciprocal is float32 [19, 2], expected float32 [20 or more] or float32 [20 or more, 2]",
@@ -183,7 +186,14 @@ counted, added, patches = fused_nodes.thresholds(), fused_nodes.linear_add(), fu
         (exactly(linear, gelu=0), "input shift is there without gelu"),
         (exactly(linear, rising=counted.constants["rising"]), "inputs rising and scale exclude each other"),
         (exactly(counted, rising=counted.constants["rising"][:, ::-1]), "input rising of channel 0 does not ascend"),
-        (exactly(counted, falling=counted.constants["falling"][:, ::-1]), "input falling of channel 0 does not descend"),
+        (
+            exactly(counted, falling=counted.constants["falling"][:, ::-1]),
+            "input falling of channel 0 does not descend",
+        ),
+        (
+            exactly(counted, falling=np.full((40, 1), -32767, dtype=np.int16)),
+            "input falling of channel 0 holds -32767, expected numbers within +-32766",
+        ),
         (exactly(counted, rising=None), "input falling is there without rising"),
         (
             exactly(fused_nodes.linear_head(), inputs=26, weight=fused_nodes.planes(10, 26, 8)),

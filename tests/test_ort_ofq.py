@@ -64,6 +64,12 @@ def test_the_library_of_another_interpreter_is_ours(model: Path, run: Path) -> N
     np.testing.assert_array_equal(found, expected)
 
 
+def test_parity_holds_with_another_interpreters_runtime(model: Path) -> None:
+    result = api.parity(model, follower=f"ort-cpu:plain@{sys.executable}", images=2)
+
+    assert result["passed"], result
+
+
 def test_it_is_described_and_timed(model: Path) -> None:
     contents, speed = api.inspect(model), api.bench(model, seconds=0.0)
     card = model.with_suffix(".md").read_text()

@@ -58,6 +58,23 @@ def test_thresholds_are_the_reference_at_every_sum(limits: tuple[int, int], step
         assert any(own is not None and own.falling.shape[1] > 1 for own in found)  # both branches were there
 
 
+def test_thresholds_beyond_16_bits_are_none() -> None:
+    wide = replace(
+        layer(0, True, (0, 15), 0.1, 0.0),
+        scale=np.full(CHANNELS, 1e-5),
+        low=np.full(CHANNELS, -200_000),
+        high=np.full(CHANNELS, 200_000),
+    )
+    near = replace(wide, high=np.full(CHANNELS, 4_000), low=np.full(CHANNELS, -4_000))
+
+    assert find_thresholds(wide) is None
+    found = find_thresholds(near)  # what cannot be reached needs no threshold
+    assert found is not None
+    for channel, sums, c in every_sum(near):
+        codes = Thresholds(found.rising[c], found.falling[c]).codes(sums, 0)
+        np.testing.assert_array_equal(codes, channel.codes(sums))
+
+
 def test_falling_thresholds_are_left_out_where_no_channel_has_one() -> None:
     rising = replace(layer(0, True, (0, 15), 0.1, 0.0), scale=np.full(CHANNELS, 1e-3))
 

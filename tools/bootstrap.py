@@ -52,9 +52,18 @@ def install_kernels(python: str) -> None:
     command = [python, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", "./kernels"]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        lines = [line.strip() for line in done.stdout.splitlines()]
-        named = [line for line in lines if "CMake Error" in line or " error: " in line] or lines[:1]
-        print(f"{LOST}: {' '.join(named[:1]) or 'pip says nothing'}", file=sys.stderr)
+        print(f"{LOST}: {first_error(done.stdout)}", file=sys.stderr)
+
+
+def first_error(output: str) -> str:
+    """Of a build: the compiler's first error, CMake's with the sentence that follows it, or how pip begins."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        if "CMake Error" in line:
+            return " ".join(lines[number : number + 4])
+        if " error: " in line:
+            return line
+    return lines[0] if lines else "pip says nothing"
 
 
 def is_current(python: str) -> bool:

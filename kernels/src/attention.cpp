@@ -1,6 +1,5 @@
 // The operator Attention: from codes of queries, keys and values to codes of their context.
 #include <cmath>
-#include <stdexcept>
 
 #include "custom_op.h"
 
@@ -124,14 +123,14 @@ class AttentionKernel {
   // Heads begin on lines of codes.
   static int head_width(const Node& node, const char* attribute) {
     const int width = node.integer(attribute, 4, MAX_INPUTS);
-    if (width % 4) throw std::runtime_error(std::string("attribute ") + attribute + " is " + std::to_string(width) + ", expected a multiple of 4");
+    if (width % 4) refuse("attribute ", attribute, " is ", width, ", expected a multiple of 4");
     return width;
   }
 
   // Keys and values are the signed operand of a product.
   static Grid signed_bytes(const Node& node, const char* name) {
     const Grid grid = node.grid(name);
-    if (!grid.is_signed && grid.bits == 8) throw std::runtime_error(std::string("grid ") + name + " is unsigned with 8 bits, expected at most 7 bits or a sign");
+    if (!grid.is_signed && grid.bits == 8) refuse("grid ", name, " is unsigned with 8 bits, expected at most 7 bits or a sign");
     return grid;
   }
 
@@ -147,7 +146,7 @@ class AttentionKernel {
 
   void read_exp_table(const Node& node) {
     if (!node.has(EXP_TABLE)) return;
-    if (op_.scale_varies || !op_.query_step.empty()) throw std::runtime_error("input exp_table asks for one scale and no query_step");
+    if (op_.scale_varies || !op_.query_step.empty()) refuse("input exp_table asks for one scale and no query_step");
     const Tensor table = node.constant(EXP_TABLE, {{64}, {80}}, Values::finite);
     const int64_t count = table.count();
     op_.exp_table = Aligned<float>(size_t(count));
@@ -155,7 +154,7 @@ class AttentionKernel {
       const double power = i < 32 ? 32. * i : i < 64 ? i - 32. : 1024. * (i - 64), expected = std::exp2(-power * op_.scale[0]);
       const float value = table.as<float>()[i];
       if (std::abs(value - expected) > 1e-5 * expected + 1e-30)
-        throw std::runtime_error("input exp_table holds " + std::to_string(value) + " at " + std::to_string(i) + ", expected " + std::to_string(expected));
+        refuse("input exp_table holds ", value, " at ", i, ", expected ", expected);
       op_.exp_table[i] = value;
     }
   }
@@ -168,19 +167,19 @@ class AttentionKernel {
       std::copy(shift.as<float>(), shift.as<float>() + shift.count(), op_.key_shift.data());
       op_.key_shift_step = node.head_steps(KEY_SHIFT_STEP, op_.tokens, op_.heads);
     } else if (node.has(KEY_SHIFT_STEP)) {
-      throw std::runtime_error("input key_shift_step is there without key_shift");
+      refuse("input key_shift_step is there without key_shift");
     }
-    if (node.has(KEY_BIAS) != node.has(OTHER)) throw std::runtime_error("inputs key_bias and other belong together");
+    if (node.has(KEY_BIAS) != node.has(OTHER)) refuse("inputs key_bias and other belong together");
     if (node.has(KEY_BIAS)) {
       const Tensor bias = node.constant(KEY_BIAS, {{op_.heads, at_least(1)}}, Values::finite);
-      if (bias.dims[1] > MAX_INPUTS) throw std::runtime_error("input key_bias is for " + std::to_string(bias.dims[1]) + " channels, expected at most " + std::to_string(MAX_INPUTS));
+      if (bias.dims[1] > MAX_INPUTS) refuse("input key_bias is for ", bias.dims[1], " channels, expected at most ", MAX_INPUTS);
       op_.other = node.grid("other");
       op_.other_width = int(bias.dims[1]);
       op_.key_bias = Aligned<float>(size_t(bias.count()));
       std::copy(bias.as<float>(), bias.as<float>() + bias.count(), op_.key_bias.data());
       op_.key_bias_step = node.token_steps(KEY_BIAS_STEP, op_.tokens);
     } else if (node.has(KEY_BIAS_STEP)) {
-      throw std::runtime_error("input key_bias_step is there without key_bias");
+      refuse("input key_bias_step is there without key_bias");
     }
   }
 

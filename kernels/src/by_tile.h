@@ -142,58 +142,97 @@ static __attribute__((noinline)) void multiply(const Linear& op, int panel, int 
   }
 }
 
-// Attention: `panels` panels of keys or values with one tile of codes, four at a time.
+// Attention. Products and passes over the scores stand beside one another: those of the values with the codes p of the tile before beside
+// the powers, those that make the next tile's scores beside the codes, which take the old ones away.
 
-template <class Code, int N>
-OFQ_INLINE void multiply_panels(const int8_t* w, int64_t w_panel, const uint8_t* x, int blocks, int32_t* sums) {
-  tile_zero<0>();
-  if (N > 1) tile_zero<1>();
-  if (N > 2) tile_zero<2>();
-  if (N > 3) tile_zero<3>();
-  for (int k = 0; k < blocks; k++, w += KIB, x += KIB) {
-    tile_load<6>(x);
-    tile_load<4>(w);
-    tile_product<0, 4, 6, Code>();
-    if (N > 1) {
-      tile_load<5>(w + w_panel);
-      tile_product<1, 5, 6, Code>();
-    }
-    if (N > 2) {
-      tile_load<4>(w + 2 * w_panel);
-      tile_product<2, 4, 6, Code>();
-    }
-    if (N > 3) {
-      tile_load<5>(w + 3 * w_panel);
-      tile_product<3, 5, 6, Code>();
-    }
-  }
-  tile_store<0>(sums);
-  if (N > 1) tile_store<1>(sums + TILE);
-  if (N > 2) tile_store<2>(sums + 2 * TILE);
-  if (N > 3) tile_store<3>(sums + 3 * TILE);
-}
-
+// One panel; codes stay in register 5 where they are one block.
 template <class Code>
-OFQ_INLINE void multiply_all_panels(const int8_t* w, int panels, const uint8_t* x, int blocks, int32_t* sums) {
-  const int64_t w_panel = int64_t(blocks) * KIB;
-  for (; panels >= 4; panels -= 4, w += 4 * w_panel, sums += 4 * TILE) multiply_panels<Code, 4>(w, w_panel, x, blocks, sums);
-  if (panels == 3) multiply_panels<Code, 3>(w, w_panel, x, blocks, sums);
-  if (panels == 2) multiply_panels<Code, 2>(w, w_panel, x, blocks, sums);
-  if (panels == 1) multiply_panels<Code, 1>(w, w_panel, x, blocks, sums);
+OFQ_INLINE void multiply_panel(const int8_t* w, const uint8_t* x, int blocks, bool resident, int32_t* sums) {
+  tile_zero<7>();
+  for (int k = 0; k < blocks; k++) {
+    tile_load<4>(w + k * KIB);
+    if (!resident) tile_load<5>(x + k * KIB);
+    tile_product<7, 4, 5, Code>();
+  }
+  tile_store<7>(sums);
 }
 
-// As in by_panel.h. Codes with an offset are copied without it, so that sums start at 0; so are those that end within a block.
-static __attribute__((noinline)) void multiply_tile(const int8_t* w, int panels, int lines, int, int, int zero, const uint8_t* x, int,
-                                                    uint8_t* room, const int32_t*, int32_t* sums) {
-  const int blocks = int(ceil_div(lines, 16));
-  if (room && (zero || lines % 16)) {
-    for (int i = 0; i < lines * LINE; i++) room[i] = uint8_t(x[i] - zero);
-    std::memset(room + lines * LINE, 0, blocks * KIB - lines * LINE);
-    x = room;
+// Block k of up to four panels of values, whose sums are in registers 0 to 3.
+OFQ_INLINE void add_values(const HeadPanels& values, const uint8_t* p, int k) {
+  const int64_t panel = ceil_div(values.lines, 16) * KIB;
+  const int8_t* w = values.w + k * KIB;
+  if (k == 0) {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
   }
-  if (zero) {
-    multiply_all_panels<int8_t>(w, panels, x, blocks, sums);
-  } else {
-    multiply_all_panels<uint8_t>(w, panels, x, blocks, sums);
+  tile_load<6>(p + k * KIB);
+  tile_load<4>(w);
+  tile_product<0, 4, 6>();
+  if (values.panels < 2) return;
+  tile_load<7>(w + panel);
+  tile_product<1, 7, 6>();
+  if (values.panels < 3) return;
+  tile_load<4>(w + 2 * panel);
+  tile_product<2, 4, 6>();
+  if (values.panels < 4) return;
+  tile_load<7>(w + 3 * panel);
+  tile_product<3, 7, 6>();
+}
+
+// Stores what add_values summed, and the sums of further panels.
+OFQ_INLINE void store_values(const HeadPanels& values, const uint8_t* p) {
+  const int blocks = int(ceil_div(values.lines, 16));
+  tile_store<0>(values.sums);
+  if (values.panels > 1) tile_store<1>(values.sums + TILE);
+  if (values.panels > 2) tile_store<2>(values.sums + 2 * TILE);
+  if (values.panels > 3) tile_store<3>(values.sums + 3 * TILE);
+  for (int n = 4; n < values.panels; n++)
+    multiply_panel<uint8_t>(values.w + int64_t(n) * blocks * KIB, p, blocks, false, values.sums + n * TILE);
+}
+
+// As in by_panel.h.
+template <class Powers, class Codes, class Finish>
+OFQ_INLINE void attend(const HeadPanels& keys, const HeadPanels& values, const uint8_t* q, size_t q_tile, int, const uint8_t* p, uint8_t* room,
+                       int from, int to, const Powers& powers, const Codes& codes, const Finish& finish) {
+  const int key_blocks = int(ceil_div(keys.lines, 16)), value_blocks = int(ceil_div(values.lines, 16)), bytes = keys.lines * LINE;
+  const bool resident = key_blocks == 1, copied = keys.zero || keys.lines % 16;
+  const uint8_t* x = nullptr;
+  // Codes with an offset are copied without it, so that sums start at 0; so are those that end within a block.
+  const auto take_queries = [&](int t) __attribute__((always_inline)) {
+    x = q + t * q_tile;
+    if (copied) {
+      for (int i = 0; i < bytes; i++) room[i] = uint8_t(x[i] - keys.zero);
+      x = room;
+    }
+    if (resident) tile_load<5>(x);
+  };
+  const auto score = [&](int m) __attribute__((always_inline)) {
+    const int8_t* w = keys.w + int64_t(m) * key_blocks * KIB;
+    if (keys.zero) {
+      multiply_panel<int8_t>(w, x, key_blocks, resident, keys.sums + m * TILE);
+    } else {
+      multiply_panel<uint8_t>(w, x, key_blocks, resident, keys.sums + m * TILE);
+    }
+  };
+  std::memset(room + bytes, 0, key_blocks * KIB - bytes);
+  take_queries(from);
+  for (int m = 0; m < keys.panels; m++) score(m);
+  for (int t = from; t < to; t++) {
+    powers(t, [&](int k) __attribute__((always_inline)) {
+      if (t > from && k < value_blocks) add_values(values, p, k);
+    });
+    if (t > from) {
+      store_values(values, p);
+      finish(t - 1);
+    }
+    if (t + 1 < to) take_queries(t + 1);
+    codes(t, [&](int m) __attribute__((always_inline)) {
+      if (t + 1 < to) score(m);
+    });
   }
+  for (int k = 0; k < value_blocks; k++) add_values(values, p, k);
+  store_values(values, p);
+  finish(to - 1);
 }

@@ -1,7 +1,6 @@
 #include "checks.h"
 
 #include <cmath>
-#include <stdexcept>
 
 namespace ofq {
 
@@ -41,10 +40,6 @@ bool fits(const Tensor& tensor, Dims dims) {
   return true;
 }
 
-[[noreturn]] void refuse(const Port& port, const std::string& is, const std::string& expected) {
-  throw std::runtime_error(std::string("input ") + port.name + " is " + is + ", expected " + expected);
-}
-
 Tensor tensor_of(const OrtValue* value, const Port& port) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   expect_ok(ort().GetTensorTypeAndShape(value, &info));
@@ -55,7 +50,7 @@ Tensor tensor_of(const OrtValue* value, const Port& port) {
   Tensor tensor;
   expect_ok(ort().GetTensorElementType(info, &tensor.type));
   expect_ok(ort().GetDimensionsCount(info, &tensor.rank));
-  if (tensor.rank > Tensor::MAX_RANK) refuse(port, "of rank " + std::to_string(tensor.rank), "at most 4");
+  if (tensor.rank > Tensor::MAX_RANK) refuse("input ", port.name, " is of rank ", tensor.rank, ", expected ", Tensor::MAX_RANK, " at most");
   expect_ok(ort().GetDimensions(info, tensor.dims, tensor.rank));
   expect_ok(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
   return tensor;
@@ -76,8 +71,7 @@ void expect_values(const Tensor& tensor, const Port& port, Values values) {
   for (int64_t i = 0; i < count; i++) {
     const float value = tensor.as<float>()[i];
     if (std::isfinite(value) && (values == Values::finite || value > 0.f)) continue;
-    throw std::runtime_error(std::string("input ") + port.name + " holds " + std::to_string(value) + " at " + std::to_string(i) + ", expected " +
-                             (values == Values::finite ? "finite numbers" : "finite numbers above 0"));
+    refuse("input ", port.name, " holds ", value, " at ", i, ", expected finite numbers", values == Values::positive ? " above 0" : "");
   }
 }
 
@@ -93,7 +87,7 @@ void expect_ok(OrtStatus* status) {
   if (!status) return;
   const std::string message = ort().GetErrorMessage(status);
   ort().ReleaseStatus(status);
-  throw std::runtime_error(message);
+  refuse(message);
 }
 
 std::string Node::name() const {
@@ -106,11 +100,10 @@ int Node::integer(const char* attribute, int64_t low, int64_t high) const {
   int64_t value = 0;
   if (OrtStatus* status = ort().KernelInfoGetAttribute_int64(info_, attribute, &value)) {
     ort().ReleaseStatus(status);
-    throw std::runtime_error(std::string("attribute ") + attribute + " is missing or no integer");
+    refuse("attribute ", attribute, " is missing or no integer");
   }
   if (value < low || value > high)
-    throw std::runtime_error(std::string("attribute ") + attribute + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " .. " +
-                             std::to_string(high));
+    refuse("attribute ", attribute, " is ", value, ", expected ", low, " .. ", high);
   return int(value);
 }
 
@@ -118,10 +111,10 @@ float Node::positive(const char* attribute) const {
   float value = 0.f;
   if (OrtStatus* status = ort().KernelInfoGetAttribute_float(info_, attribute, &value)) {
     ort().ReleaseStatus(status);
-    throw std::runtime_error(std::string("attribute ") + attribute + " is missing or no float");
+    refuse("attribute ", attribute, " is missing or no float");
   }
   if (!std::isfinite(value) || value <= 0.f)
-    throw std::runtime_error(std::string("attribute ") + attribute + " is " + std::to_string(value) + ", expected a finite number above 0");
+    refuse("attribute ", attribute, " is ", value, ", expected a finite number above 0");
   return value;
 }
 
@@ -152,11 +145,11 @@ OrtAllocator* Node::allocator() const {
 
 Tensor Node::constant(size_t input, std::initializer_list<Dims> shapes, Values values) const {
   const Port& port = inputs_[input];
-  if (!has(input)) throw std::runtime_error(std::string("input ") + port.name + " is missing");
+  if (!has(input)) refuse("input ", port.name, " is missing");
   int is_constant = 0;
   const OrtValue* value = nullptr;
   expect_ok(ort().KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value));
-  if (!is_constant || !value) refuse(port, "computed or fed", "an initializer");
+  if (!is_constant || !value) refuse("input ", port.name, " is computed or fed, expected an initializer");
   const Tensor tensor = tensor_of(value, port);
   std::string expected;
   for (const Dims& dims : shapes) {
@@ -166,7 +159,7 @@ Tensor Node::constant(size_t input, std::initializer_list<Dims> shapes, Values v
     }
     expected += (expected.empty() ? "" : " or ") + described(port.type, dims);
   }
-  refuse(port, described(tensor), expected);
+  refuse("input ", port.name, " is ", described(tensor), ", expected ", expected);
 }
 
 Aligned<float> Node::floats(size_t input, int64_t count, int64_t padded, Values values, float padding) const {
@@ -194,9 +187,10 @@ Tensor Run::input(size_t index, Dims dims) const {
   const Port& port = inputs_[index];
   const OrtValue* value = nullptr;
   expect_ok(ort().KernelContext_GetInput(context_, index, &value));
-  if (!value) throw std::runtime_error(std::string("input ") + port.name + " is missing");
+  if (!value) refuse("input ", port.name, " is missing");
   const Tensor tensor = tensor_of(value, port);
-  if (tensor.type != port.type || !fits(tensor, dims)) refuse(port, described(tensor), described(port.type, dims));
+  if (tensor.type != port.type || !fits(tensor, dims))
+    refuse("input ", port.name, " is ", described(tensor), ", expected ", described(port.type, dims));
   return tensor;
 }
 
@@ -211,14 +205,14 @@ Tensor Run::residual(size_t index, const Dim& batch, int64_t tokens, int64_t wid
 void* Run::output_data(size_t index, std::initializer_list<int64_t> dims) const {
   OrtValue* value = nullptr;
   expect_ok(ort().KernelContext_GetOutput(context_, index, dims.begin(), dims.size(), &value));
-  if (!value) throw std::runtime_error("output " + std::to_string(index) + " is missing");
+  if (!value) refuse("output ", index, " is missing");
   void* data = nullptr;
   expect_ok(ort().GetTensorMutableData(value, &data));
   return data;
 }
 
 int batch_of(const Tensor& tensor) {
-  if (tensor.dims[0] > MAX_BATCH) throw std::runtime_error("a batch of " + std::to_string(tensor.dims[0]) + ", expected at most " + std::to_string(MAX_BATCH));
+  if (tensor.dims[0] > MAX_BATCH) refuse("a batch of ", tensor.dims[0], ", expected at most ", MAX_BATCH);
   return int(tensor.dims[0]);
 }
 
@@ -229,7 +223,7 @@ int64_t Shapes::size(const char* attribute) const {
   int64_t value = 0;
   size_t read = 0;
   expect_ok(ort().ReadOpAttr(found, INTEGER, &value, sizeof(value), &read));
-  if (value < 1 || value > MAX_OUTPUTS) throw std::runtime_error(std::string("attribute ") + attribute + " is no size");
+  if (value < 1 || value > MAX_OUTPUTS) refuse("attribute ", attribute, " is no size");
   return value;
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <exception>
 #include <initializer_list>
+#include <stdexcept>
 #include <string>
 
 #include "operators.h"
@@ -29,6 +30,14 @@ const Api& ort();
 
 // Whether it takes shapes from operators: until 1.23 it crashes where such a node leaves out an input.
 bool can_infer_shapes();
+
+// Throws what is wrong: texts and numbers in a row.
+inline const std::string& as_text(const std::string& text) { return text; }
+inline const char* as_text(const char* text) { return text; }
+template <class Number>
+std::string as_text(Number number) { return std::to_string(number); }
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) { throw std::runtime_error((std::string() + ... + as_text(parts))); }
 
 // Throws what a status says, and releases it.
 void expect_ok(OrtStatus* status);

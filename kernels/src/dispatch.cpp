@@ -195,7 +195,8 @@ const Kernels& choose() {
   std::string names;
   for (const Candidate& one : CANDIDATES) {
     if (one.name == std::string(forced)) {
-      if (const char* fault = one.find_fault()) throw std::runtime_error(std::string("OFQ_KERNELS=") + forced + " cannot run here: " + fault);
+      if (const char* fault = one.find_fault())
+        throw std::runtime_error(std::string("OFQ_KERNELS=") + forced + " cannot run here: " + fault);
       return *one.kernels;
     }
     names += std::string(names.empty() ? "" : ", ") + one.name;

@@ -1,7 +1,5 @@
 // What the library exports: the registration of its operators, and what it says of itself.
 #include <cstdio>
-#include <memory>
-#include <stdexcept>
 #include <string>
 
 #include "custom_op.h"
@@ -13,9 +11,8 @@ namespace {
 constexpr const char* DOMAIN_NAME = "ofq";
 constexpr int DOMAIN_VERSION = 1;
 
-std::unique_ptr<Api> runtime;  // of the first registration; sessions hold operators that call it, so it stays
-const void* runtime_table;
-int runtime_minor;  // of version 1.minor
+const Api* runtime;  // of the first registration
+int runtime_minor;   // of version 1.minor
 
 // Adds the operators' domain, made once, to a session's options.
 void add_domain(OrtSessionOptions* options) {
@@ -47,10 +44,11 @@ std::string description() {
   }
   std::string all;
   for (const Choice& choice : choices())
-    all += std::string(all.empty() ? "" : ", ") + "{\"name\": " + quoted(choice.name) + ", \"available\": " + (choice.available ? "true" : "false") +
-           ", \"why\": " + quoted(choice.why) + "}";
-  return "{\"version\": " + quoted(OFQ_VERSION) + ", \"domain\": " + quoted(DOMAIN_NAME) + ", \"domain_version\": " + std::to_string(DOMAIN_VERSION) +
-         ", \"chosen\": " + chosen + ", \"error\": " + error + ", \"choices\": [" + all + "]}";
+    all += std::string(all.empty() ? "" : ", ") + "{\"name\": " + quoted(choice.name) +
+           ", \"available\": " + (choice.available ? "true" : "false") + ", \"why\": " + quoted(choice.why) + "}";
+  return "{\"version\": " + quoted(OFQ_VERSION) + ", \"domain\": " + quoted(DOMAIN_NAME) +
+         ", \"domain_version\": " + std::to_string(DOMAIN_VERSION) + ", \"chosen\": " + chosen + ", \"error\": " + error +
+         ", \"choices\": [" + all + "]}";
 }
 
 }  // namespace
@@ -62,18 +60,21 @@ bool can_infer_shapes() { return runtime_minor >= 24; }
 
 OFQ_EXPORT OrtStatus* OFQ_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace ofq;
-  const void* table = base->GetApi(ORT_VERSION);
+  const void* const table = base->GetApi(ORT_VERSION);
   if (!table) {  // a null status would mean success, and the user would only hear that an operator is unknown
-    const Api oldest(base->GetApi(1));
-    const std::string message = std::string("ofq_kernels needs ONNX Runtime 1.18 or newer, this is ") + base->GetVersionString();
-    return oldest.CreateStatus(ORT_FAIL, message.c_str());
+    char message[100];
+    std::snprintf(message, sizeof(message), "ofq_kernels needs ONNX Runtime 1.18 or newer, this is %s", base->GetVersionString());
+    return function_at<decltype(Api::CreateStatus)>(base->GetApi(1), 0)(ORT_FAIL, message);
   }
-  if (runtime && table != runtime_table)
+  static const void* const first_table = table;
+  if (table != first_table)
     return Api(table).CreateStatus(ORT_FAIL, "ofq_kernels is in use by another ONNX Runtime of this process");
-  if (!runtime) {
-    runtime = std::make_unique<Api>(table), runtime_table = table;
-    std::sscanf(base->GetVersionString(), "1.%d", &runtime_minor);
-  }
+  static const Api first(table);  // never destroyed: operators of sessions that outlive us call it
+  static const bool is_known = [base] {
+    runtime = &first;
+    return std::sscanf(base->GetVersionString(), "1.%d", &runtime_minor) == 1;
+  }();
+  (void)is_known;
   return guarded("ofq_kernels", [&] { add_domain(options); });
 }
 

@@ -1,13 +1,21 @@
 // The operators Linear (codes), LinearAdd (the residual stream) and LinearHead (one token's floats).
 #include <algorithm>
 #include <cstdlib>
-#include <stdexcept>
+#include <cstring>
 
 #include "custom_op.h"
 
 namespace ofq {
 
 namespace {
+
+// OFQ_WEIGHTS says how weights of up to 4 bits are kept in memory: packed, or bytes.
+bool keeps_packed() {
+  const char* how = std::getenv("OFQ_WEIGHTS");
+  if (!how || !std::strcmp(how, "packed")) return true;
+  if (!std::strcmp(how, "bytes")) return false;
+  refuse("OFQ_WEIGHTS is ", how, ", expected packed or bytes");
+}
 
 // What the three share: attributes inputs, width, weight_bits, half and in; the weights, the second input.
 Weights read_weights(const Node& node, int parts, Grid in) {
@@ -16,9 +24,11 @@ Weights read_weights(const Node& node, int parts, Grid in) {
   const int bits = node.integer("weight_bits", 2, 8);
   const bool half = node.flag("half");
   if (half && bits == 8 && inputs % 4)
-    throw std::runtime_error("attribute inputs is " + std::to_string(inputs) + ", expected a multiple of 4 with 9-bit integers");
+    refuse("attribute inputs is ", inputs, ", expected a multiple of 4 with 9-bit integers");
   const Tensor planes = node.constant(WEIGHT, {{ceil_div(int64_t(bits) * outputs * parts * inputs, 8)}}, Values::any);
-  return decode_weights(planes.as<uint8_t>(), bits, half, outputs, inputs, parts, in);
+  Weights weights = decode_weights(planes.as<uint8_t>(), bits, half, outputs, inputs, parts, in);
+  if (kernels().panels == 1 && keeps_packed()) pack_weights(weights, bits, half);  // others read several panels at once
+  return weights;
 }
 
 int64_t input_width(const Weights& weights) { return int64_t(weights.parts) * weights.blocks * BLOCK; }
@@ -32,11 +42,11 @@ Tensor read_thresholds(const Node& node, size_t input, const Port& port, int wid
     const int16_t* own = tensor.as<int16_t>() + c * each;
     const std::string channel = std::string("input ") + port.name + " of channel " + std::to_string(c);
     if (!(ascends ? std::is_sorted(own, own + each) : std::is_sorted(own, own + each, std::greater<int16_t>())))
-      throw std::runtime_error(channel + " does not " + (ascends ? "ascend" : "descend"));
+      refuse(channel, " does not ", (ascends ? "ascend" : "descend"));
     for (int64_t j = 0; j < each; j++) {
       const bool is_beyond = own[j] == Thresholds::ALWAYS || (ascends && own[j] == Thresholds::NEVER);
       if (!is_beyond && std::abs(own[j]) > Thresholds::REACH)
-        throw std::runtime_error(channel + " holds " + std::to_string(own[j]) + ", expected numbers within +-" + std::to_string(Thresholds::REACH));
+        refuse(channel, " holds ", own[j], ", expected numbers within +-", Thresholds::REACH);
     }
   }
   return tensor;
@@ -61,15 +71,14 @@ class LinearKernel {
     op_.weights = read_weights(node, 1, op_.in);
     const int width = op_.weights.outputs, heads = node.integer("heads", 1, width);
     if (width % heads || (heads > 1 && width / heads % 4))
-      throw std::runtime_error("attribute heads is " + std::to_string(heads) + ": heads of " + std::to_string(width) + " / " + std::to_string(heads) +
-                               " channels, expected a multiple of 4");
+      refuse("attribute heads is ", heads, ": heads of ", width, " / ", heads, " channels, expected a multiple of 4");
     const bool gelu = node.flag("gelu");
     if (node.has(RISING)) {
       op_.finish = Finish::threshold_codes;
       read_thresholds(node);
       return;
     }
-    if (node.has(FALLING)) throw std::runtime_error("input falling is there without rising");
+    if (node.has(FALLING)) refuse("input falling is there without rising");
     op_.finish = gelu ? Finish::gelu_codes : Finish::codes;
     const int64_t padded = padded_outputs(op_.weights);
     op_.scale = node.floats(SCALE, width, padded, Values::finite);
@@ -80,7 +89,7 @@ class LinearKernel {
     if (gelu) {
       op_.shift = node.has(SHIFT) ? node.floats(SHIFT, width, padded, Values::finite) : Aligned<float>(size_t(padded));
     } else if (node.has(SHIFT)) {
-      throw std::runtime_error("input shift is there without gelu");
+      refuse("input shift is there without gelu");
     }
   }
 
@@ -98,14 +107,14 @@ class LinearKernel {
  private:
   void read_thresholds(const Node& node) {
     for (size_t input : {SCALE, BIAS, IN_STEP, OUT_RECIPROCAL, SHIFT})
-      if (node.has(input)) throw std::runtime_error(std::string("inputs rising and ") + INPUTS[input].name + " exclude each other");
+      if (node.has(input)) refuse("inputs rising and ", INPUTS[input].name, " exclude each other");
     const int width = op_.weights.outputs;
     const Tensor rising = ofq::read_thresholds(node, RISING, INPUTS[RISING], width, op_.out.top(), true);
     Tensor falling;
     if (node.has(FALLING)) falling = ofq::read_thresholds(node, FALLING, INPUTS[FALLING], width, at_least(0), false);
     const int64_t count = falling.rank ? falling.dims[1] : 0;
     if (count > op_.out.top())
-      throw std::runtime_error("input falling holds " + std::to_string(count) + " thresholds a channel, expected at most " + std::to_string(op_.out.top()));
+      refuse("input falling holds ", count, " thresholds a channel, expected at most ", op_.out.top());
     op_.thresholds = make_thresholds(rising.as<int16_t>(), op_.out.top(), falling.as<int16_t>(), int(count), width);
   }
 
@@ -144,8 +153,7 @@ class LinearAddKernel {
     const int64_t tiles = tiles_of(op_.tokens), channels = padded_outputs(op_.weights);
     const Tensor residual = run.residual(RESIDUAL, any_batch(), op_.tokens, channels);
     if (residual.dims[0] != 1 && residual.dims[0] != own.batch)
-      throw std::runtime_error("input residual has a batch of " + std::to_string(residual.dims[0]) + ", expected 1 or that of codes, " +
-                               std::to_string(own.batch));
+      refuse("input residual has a batch of ", residual.dims[0], ", expected 1 or that of codes, ", own.batch);
     own.add = residual.as<float>(), own.add_image = residual.image();
     own.sum = run.output<float>(0, {own.batch, tiles, channels, LANES});
     if (!own.batch) return;

@@ -64,12 +64,18 @@ struct Weights {
   int panels = 0, blocks = 0;              // blocks of one part
   bool wide = false;                       // integers 2 k + 1 of 8 bits: tiles hold k, sums are doubled and codes added
   int largest = 0;                         // of the magnitudes in `tiles`
-  Aligned<int8_t> tiles;                   // [panels][parts][blocks][16][64]
+  Aligned<int8_t> tiles;                   // [panels][parts][blocks][16][64], or empty where they are packed:
+  Aligned<uint8_t> packed;                 // [panels][parts][blocks][512], bytes i and i + 512 of a block: unit * field - offset
+  int unit = 1, offset = 0;
   Aligned<int32_t> start;                  // [parts][panels * 16]: -zero * sum of the integers
 };
 
 // planes: bit planes of code + 2^(bits-1), codes row-major [outputs, parts * inputs]; sizes were checked.
 Weights decode_weights(const uint8_t* planes, int bits, bool half, int outputs, int inputs, int parts, Grid in);
+
+// Keeps weights of up to 4 bits at 4 bits: half the memory, and half of what a network streams; a task widens its panel. Weights that
+// have no such form stay as they are.
+void pack_weights(Weights& weights, int bits, bool half);
 
 // Codes as step functions of the accumulator, for all channels of a layer: counts of thresholds in 16 bits. -32768 counts always in
 // `rising` and never in `falling`, 32767 never in `rising`; all others lie within +-REACH.
@@ -141,6 +147,7 @@ struct Workspace {
   Aligned<int32_t> context;  // [panels][16 channels][16 queries]
   Aligned<float> factors;    // [tiles * 16]
 };
+int8_t* panel_room(int64_t bytes);  // for a panel of weights
 Workspace& workspace(int64_t tiles, int64_t query_blocks, int64_t key_blocks, int64_t panels);
 
 // Pointers of one run. `*_image`: from one image to the next, in elements (0: the same for all).

@@ -85,14 +85,19 @@ enum ElementType : int { FLOAT = 1, UINT8 = 2, INT16 = 5 };
     (const OrtKernelContext* context, void(OFQ_CALL * task)(void*, size_t), size_t total, size_t batches, void* data))    \
   X(278, KernelInfoGetAllocator, OrtStatus*, (const OrtKernelInfo* info, int memory_type, OrtAllocator** allocator))
 
+// A function of a table, by its index.
+template <class Function>
+Function function_at(const void* table, size_t index) {
+  using Any = void (*)();
+  return reinterpret_cast<Function>(static_cast<const Any*>(table)[index]);
+}
+
 struct Api {
 #define OFQ_FIELD(index, name, result, arguments) result(OFQ_CALL* name) arguments;
   OFQ_ORT_FUNCTIONS(OFQ_FIELD)
 #undef OFQ_FIELD
   explicit Api(const void* table) {
-    using Function = void (*)();
-    const Function* functions = static_cast<const Function*>(table);
-#define OFQ_BIND(index, name, result, arguments) name = reinterpret_cast<decltype(name)>(functions[index]);
+#define OFQ_BIND(index, name, result, arguments) name = function_at<decltype(name)>(table, index);
     OFQ_ORT_FUNCTIONS(OFQ_BIND)
 #undef OFQ_BIND
   }

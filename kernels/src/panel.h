@@ -1,11 +1,28 @@
 // The sums of a panel of weights in a buffer, by `product`, and what an epilogue takes of them.
 #pragma once
 
+// The integers of a panel and part: where they lie, or widened in `room`.
+static const int8_t* panel_of(const Weights& w, int panel, int part, int8_t* room) {
+  constexpr int SIZE = PANEL * BLOCK, HALF = SIZE / 2;
+  const int64_t first = (int64_t(panel) * w.parts + part) * w.blocks;
+  if (w.packed.empty()) return w.tiles.data() + first * SIZE;
+  const uint8_t* fields = w.packed.data() + first * HALF;
+  const uint8_t offset = uint8_t(w.offset), twice = w.unit == 2 ? 255 : 0;
+  for (int block = 0; block < w.blocks; block++, fields += HALF, room += SIZE)
+    for (int i = 0; i < HALF; i++) {
+      const uint8_t low = fields[i] & 15, high = fields[i] >> 4;
+      room[i] = int8_t(low + (low & twice) - offset);
+      room[HALF + i] = int8_t(high + (high & twice) - offset);
+    }
+  return room - int64_t(w.blocks) * SIZE;
+}
+
 // Sums of a panel and up to CHUNK tiles, `tokens` of whose lanes are read.
 static void panel_sums(const Linear& op, int panel, int part, const uint8_t* x, size_t x_tile, int tokens, int32_t* sums) {
   const Weights& w = op.weights;
   const int lines = int(ceil_div(w.inputs, 4));
-  const int8_t* own = w.tiles.data() + (int64_t(panel) * w.parts + part) * w.blocks * PANEL * BLOCK;
+  int8_t* const room = w.packed.empty() ? nullptr : panel_room(int64_t(w.blocks) * PANEL * BLOCK);
+  const int8_t* own = panel_of(w, panel, part, room);
   const int32_t* start = w.start.data() + (int64_t(part) * w.panels + panel) * PANEL;
   x += int64_t(part) * w.blocks * 16 * LINE;
   if (!w.wide) return product(own, lines, op.in.top(), w.largest, x, x_tile, tokens, start, sums);

@@ -1,5 +1,4 @@
 // The operator Patches: codes of an image.
-#include <stdexcept>
 
 #include "custom_op.h"
 
@@ -26,16 +25,14 @@ class PatchesKernel {
     int side = 1;
     while (side * side < patches) side++;
     if (side * side != patches)
-      throw std::runtime_error("attributes tokens and first leave " + std::to_string(patches) + " patches, which fill no square");
+      refuse("attributes tokens and first leave ", patches, " patches, which fill no square");
     if (side * op_.patch > MAX_IMAGE)
-      throw std::runtime_error("attribute patch is " + std::to_string(op_.patch) + ": an image of " + std::to_string(side * op_.patch) +
-                               " pixels a side, expected at most " + std::to_string(MAX_IMAGE));
+      refuse("attribute patch is ", op_.patch, ": an image of ", side * op_.patch, " pixels a side, expected at most ", MAX_IMAGE);
     op_.size = side * op_.patch;
     if (op_.channels % op_.parts)
-      throw std::runtime_error("attribute parts is " + std::to_string(op_.parts) + ": " + std::to_string(op_.channels) + " channels cannot be cut into them");
+      refuse("attribute parts is ", op_.parts, ": ", op_.channels, " channels cannot be cut into them");
     if (width(op_.channels, op_.parts, op_.patch) > MAX_INPUTS)
-      throw std::runtime_error("a part of a patch has " + std::to_string(width(op_.channels, op_.parts, op_.patch)) + " numbers, expected at most " +
-                               std::to_string(MAX_INPUTS));
+      refuse("a part of a patch has ", width(op_.channels, op_.parts, op_.patch), " numbers, expected at most ", MAX_INPUTS);
     const Tensor reciprocal = node.constant(RECIPROCAL, {{1}, {op_.channels}}, Values::positive);
     op_.reciprocal = Aligned<float>(size_t(op_.channels));
     for (int c = 0; c < op_.channels; c++) op_.reciprocal[c] = reciprocal.as<float>()[reciprocal.count() == 1 ? 0 : c];

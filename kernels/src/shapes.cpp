@@ -20,6 +20,12 @@ size_t attention_units(const Attention& op, int batch) { return size_t(batch) * 
 
 size_t attention_scratch(const Attention& op, int batch) { return size_t(batch) * op.heads * HeadScratch(op).bytes; }
 
+int8_t* panel_room(int64_t bytes) {
+  static thread_local Aligned<int8_t> own;
+  if (own.size() < size_t(bytes)) own = Aligned<int8_t>(size_t(bytes));
+  return own.data();
+}
+
 Workspace& workspace(int64_t tiles, int64_t query_blocks, int64_t key_blocks, int64_t panels) {
   static thread_local Workspace own;
   const auto grow = [](auto& buffer, int64_t count) {

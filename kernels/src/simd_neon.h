@@ -47,7 +47,6 @@ OFQ_INLINE I max(I a, I b) { return OFQ_ALL(I, vmaxq_s32(a.v[i], b.v[i])); }
 OFQ_INLINE I min(I a, I b) { return OFQ_ALL(I, vminq_s32(a.v[i], b.v[i])); }
 template <int N>
 OFQ_INLINE I shift_right(I a) { return OFQ_ALL(I, vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a.v[i]), N))); }
-// A comparison that holds is -1.
 
 // v * 2^n for whole n in [-120, 0]
 OFQ_INLINE F scale_by_power(F v, F n) {
@@ -88,9 +87,13 @@ OFQ_INLINE uint8x16_t pack_bytes(I a, int zero, int top) {
   const int16x8_t high = vqaddq_s16(vqmovn_high_s32(vqmovn_s32(a.v[2]), a.v[3]), offset);
   return vminq_u8(vqmovun_high_s16(vqmovun_s16(low), high), vdupq_n_u8(static_cast<uint8_t>(top)));
 }
+OFQ_INLINE void store_channels(uint8_t* line, uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d) {
+  const uint8x16x4_t channels = {{a, b, c, d}};  // named: clang's store is a macro
+  vst4q_u8(line, channels);
+}
 // 4 channels x 16 tokens of codes without their offset -> a line of bytes, cut to 0 .. top
 OFQ_INLINE void store_line(uint8_t* line, I a, I b, I c, I d, int zero, int top) {
-  vst4q_u8(line, {{pack_bytes(a, zero, top), pack_bytes(b, zero, top), pack_bytes(c, zero, top), pack_bytes(d, zero, top)}});
+  store_channels(line, pack_bytes(a, zero, top), pack_bytes(b, zero, top), pack_bytes(c, zero, top), pack_bytes(d, zero, top));
 }
 // 16 codes as bytes
 OFQ_INLINE void store_bytes(uint8_t* out, I a, int zero, int top) { vst1q_u8(out, pack_bytes(a, zero, top)); }
@@ -114,6 +117,7 @@ OFQ_INLINE W pack16(I a, I b) {
 }
 OFQ_INLINE W zero16() { return OFQ_ALL(W, (void(i), vdupq_n_s16(0))); }
 OFQ_INLINE W cut(W x, int most) { return OFQ_ALL(W, vminq_s16(x.v[i], vdupq_n_s16(int16_t(most)))); }
+// A comparison that holds is -1.
 OFQ_INLINE W count_at_least(W count, W x, const int16_t* threshold) {
   return OFQ_ALL(W, vsubq_s16(count.v[i], vreinterpretq_s16_u16(vcgeq_s16(x.v[i], vdupq_n_s16(*threshold)))));
 }
@@ -134,8 +138,8 @@ OFQ_INLINE void store_lines(uint8_t* first, uint8_t* second, W a, W b, W c, W d)
   const auto bytes = [](const W& codes, int i) __attribute__((always_inline)) {
     return vuzp1q_u8(vreinterpretq_u8_s16(codes.v[i]), vreinterpretq_u8_s16(codes.v[i + 1]));
   };
-  vst4q_u8(first, {{bytes(a, 0), bytes(b, 0), bytes(c, 0), bytes(d, 0)}});
-  if (second) vst4q_u8(second, {{bytes(a, 2), bytes(b, 2), bytes(c, 2), bytes(d, 2)}});
+  store_channels(first, bytes(a, 0), bytes(b, 0), bytes(c, 0), bytes(d, 0));
+  if (second) store_channels(second, bytes(a, 2), bytes(b, 2), bytes(c, 2), bytes(d, 2));
 }
 
 // `lines` (at most 16) lines of 16 tokens -> 16 rows of 64 bytes, a token each, minus the offset; what is missing is 0.

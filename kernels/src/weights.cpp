@@ -79,6 +79,20 @@ Weights decode_weights(const uint8_t* planes, int bits, bool half, int outputs, 
   return w;
 }
 
+void pack_weights(Weights& w, int bits, bool half) {
+  constexpr int SIZE = PANEL * BLOCK, HALF = SIZE / 2;
+  if (bits > 4 || w.inputs % BLOCK) return;  // padded inputs are 0, which odd integers have no field for
+  w.unit = half ? 2 : 1, w.offset = half ? (1 << bits) - 1 : 1 << (bits - 1);
+  const auto field = [&](int8_t value) { return (value + w.offset) / w.unit; };
+  w.packed = Aligned<uint8_t>(w.tiles.size() / 2);
+  for (size_t block = 0; block < w.tiles.size() / SIZE; block++)
+    for (int i = 0; i < HALF; i++) {
+      const int8_t* values = w.tiles.data() + block * SIZE + i;
+      w.packed[block * HALF + i] = uint8_t(field(values[0]) | field(values[HALF]) << 4);
+    }
+  w.tiles = {};
+}
+
 namespace {
 
 constexpr int MAX_TABLE = 15;  // thresholds of a channel in the table form

@@ -47,7 +47,9 @@ Weights random_weights(int outputs, int inputs, int parts, int bits, bool half, 
   std::vector<uint8_t> planes(ceil_div(int64_t(bits) * outputs * inputs * parts, 8));
   const int least = whole(0, 1), most = whole(least, 1);
   for (auto& byte : planes) byte = uint8_t(extreme ? (whole(least, most) ? 255 : 0) : whole(0, 255));
-  return decode_weights(planes.data(), bits, half, outputs, inputs, parts, in);
+  Weights weights = decode_weights(planes.data(), bits, half, outputs, inputs, parts, in);
+  if (!extreme && whole(0, 2) == 0) pack_weights(weights, bits, half);
+  return weights;
 }
 
 // Shapes and forms of one case; the rest is drawn.
@@ -152,6 +154,7 @@ struct Case {
   std::string name;
   std::function<void(const Kernels&)> run;
   std::vector<std::pair<uint8_t*, size_t>> written;
+  bool packed = false;        // weights, which only those take that multiply panel by panel
   int batch = 0, tokens = 0;  // of the first memory where it lies in tiles: lanes behind the last token hold anything
 
   Bytes compute(const Kernels& kernels) const {
@@ -198,7 +201,7 @@ Case linear_case(std::string name, std::shared_ptr<Linear> op, const Form& form,
     const LinearRun run{batch, x->data(), x->size() / batch, codes->data(), add->data(), add->size() / batch, sum->data()};
     run_units(kernels, linear_units(kernels, *op, batch), [&](size_t unit) { kernels.linear(*op, run, unit); });
   };
-  return {std::move(name), run, {is_sum ? memory_of(sum) : memory_of(codes)}, batch, is_head ? 0 : form.tokens};
+  return {std::move(name), run, {is_sum ? memory_of(sum) : memory_of(codes)}, !op->weights.packed.empty(), batch, is_head ? 0 : form.tokens};
 }
 
 Case layer_norm_case(std::string name, std::shared_ptr<LayerNorm> op, int batch) {
@@ -232,7 +235,7 @@ Case attention_case(std::string name, std::shared_ptr<Attention> op, int batch, 
     run_units(kernels, attention_keys_units(*op, batch), [&](size_t unit) { kernels.attention_keys(*op, run, unit); });
     run_units(kernels, attention_units(*op, batch), [&](size_t unit) { kernels.attention(*op, run, unit); });
   };
-  return {std::move(name), run, {memory_of(out), memory_of(p)}, batch, op->rows};
+  return {std::move(name), run, {memory_of(out), memory_of(p)}, false, batch, op->rows};
 }
 
 Case patches_case(std::string name, std::shared_ptr<Patches> op, int batch) {
@@ -331,6 +334,7 @@ int compare(const std::vector<Case>& cases) {
                 kernels && !choice.available ? ", each tile instruction emulated where it traps" : "");
     if (!kernels || kernels == plain) continue;
     for (const Case& one : cases) {
+      if (one.packed && kernels->panels > 1) continue;
       const Bytes expected = one.compute(*plain), got = one.compute(*kernels);
       compared++;
       if (expected == got) continue;
@@ -350,6 +354,7 @@ void time_them(const std::vector<Case>& cases) {
     const Kernels* kernels = choice.available ? find_kernels(choice.name) : nullptr;
     if (!kernels || std::strstr(choice.name, "plain") || std::strstr(choice.name, "emulated")) continue;
     for (const Case& one : cases) {
+      if (one.packed && kernels->panels > 1) continue;
       double least = 1e9;
       for (int i = 0; i < 100; i++) {
         const auto begin = std::chrono::steady_clock::now();

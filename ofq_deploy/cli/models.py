@@ -37,7 +37,12 @@ def export(
     if to != "onnx":
         raise UnsupportedByTarget(f"no format {to!r}; there is onnx")
     result = write(ExportRequest(run=run, target=target, opset=opset, output=output, force=force))
-    Reporter(quiet or as_json).say(f"{result.file_bytes:,} bytes, target {target}")
+    report = Reporter(quiet or as_json)
+    report.say(f"{result.file_bytes:,} bytes, target {target}")
+    if result.form:
+        report.say(
+            f"form: {result.form}" + (f"; faster in ort-ofq with {result.faster_form}" if result.faster_form else "")
+        )
     finish(result, result.model, as_json)
 
 

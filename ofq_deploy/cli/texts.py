@@ -225,5 +225,7 @@ def doctor_text(result: "DoctorResult") -> str:
     lines += [
         f"backend {name}: {'ready' if b.ready else b.why + '; ' + b.install}" for name, b in result.backends.items()
     ]
-    lines.append(f"fused operators: {'ready' if result.kernels.ready else result.kernels.why}")
+    fused = result.kernels
+    lines.append(f"fused operators: {f'ready, by {fused.chosen}' if fused.ready else fused.why}")
+    lines += [f"  not by {name}: {why}" for name, why in fused.choices.items() if why]
     return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])

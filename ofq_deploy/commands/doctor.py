@@ -6,8 +6,8 @@ from pathlib import Path
 from ofq_deploy.commands.requests import DoctorRequest
 from ofq_deploy.environment import CPU_FEATURES, cpu_flags
 from ofq_deploy.errors import BackendMissing
-from ofq_deploy.kernels import INSTALL, library_path
-from ofq_deploy.results.machine import CpuFeature, DoctorResult, Readiness
+from ofq_deploy.kernels import INSTALL, describe_library
+from ofq_deploy.results.machine import CpuFeature, DoctorResult, FusedKernels, Readiness
 from ofq_deploy.results.record import stamped
 from ofq_deploy.runtime_tests.runners.registry import BACKENDS, Backend
 
@@ -34,12 +34,14 @@ def _state(backend: Backend) -> Readiness:
     return Readiness(ready=True, why="", install="")
 
 
-def _kernels() -> Readiness:
+def _kernels() -> FusedKernels:
     try:
-        library_path()
-    except BackendMissing as error:
-        return Readiness(ready=False, why=str(error), install=INSTALL)
-    return Readiness(ready=True, why="", install="")
+        said = describe_library()
+    except (BackendMissing, OSError, AttributeError) as error:
+        return FusedKernels(ready=False, why=str(error), install=INSTALL)
+    choices = {choice["name"]: "" if choice["available"] else choice["why"] for choice in said["choices"]}
+    chosen = said["chosen"] or ""
+    return FusedKernels(ready=bool(chosen), why=said["error"] or "", install="", chosen=chosen, choices=choices)
 
 
 def _has_nvidia_gpu() -> bool:

@@ -22,13 +22,20 @@ class Readiness(Struct, frozen=True, kw_only=True):
     install: Annotated[str, about("what to do")]
 
 
+class FusedKernels(Readiness, frozen=True):
+    """The library of fused operators, and by which instructions it computes."""
+
+    chosen: Annotated[str, about("the instruction set that runs here; empty where none does")] = ""
+    choices: Annotated[dict[str, str], about("instruction sets, fastest first: why one cannot run here, or empty")] = {}
+
+
 class DoctorResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/doctor/1"):
     """Result of ofq-deploy doctor."""
 
     warnings: Annotated[list[str], about("what is missing here, a sentence each")]
     cpu: Annotated[dict[str, CpuFeature], about("features that matter")]
     backends: Annotated[dict[str, Readiness], about("runtimes")]
-    kernels: Annotated[Readiness, about("the library of fused operators, for models of the target ort-ofq")]
+    kernels: Annotated[FusedKernels, about("the library of fused operators, for models of the target ort-ofq")]
 
 
 class ReportResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/report/1"):

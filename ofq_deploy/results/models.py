@@ -28,6 +28,8 @@ class ExportResult(Result, frozen=True, kw_only=True, tag="ofq-deploy/export/1")
     model: Annotated[str, about("path of the ONNX file")]
     target: Annotated[str, about("what it was made for")]
     file_bytes: Annotated[Count, about("bytes")]
+    form: Annotated[str, about("attention, steps and shifts of the run; empty for the float model")]
+    faster_form: Annotated[str, about("the choices that run faster, and how much; empty where there are none")]
 
 
 class PackedModel(Struct, frozen=True, kw_only=True):

@@ -31,7 +31,16 @@ INPUTS = {
         *("out_reciprocal?", "forced?"),
     ],
 }
-POSITIVE = {"reciprocal", "in_step", "out_reciprocal", "p_reciprocal", "query_step", "key_shift_step", "key_bias_step", "p_step"}
+POSITIVE = {
+    "reciprocal",
+    "in_step",
+    "out_reciprocal",
+    "p_reciprocal",
+    "query_step",
+    "key_shift_step",
+    "key_bias_step",
+    "p_step",
+}
 FLOAT_OUTPUTS = {"LinearAdd", "LinearHead"}
 
 
@@ -61,8 +70,8 @@ class Fused:
     def with_fed(self, **changes: Array | None) -> "Fused":
         return replace(self, fed=_changed(self.fed, changes))
 
-    def model(self, batch: str | None = None) -> onnx.ModelProto:
-        """batch: the name of the first axis of declared shapes; None declares no shapes at all."""
+    def model(self, batch: str | int | None = None) -> onnx.ModelProto:
+        """batch: the first axis, or its name, of declared shapes; None declares no shapes at all."""
         ports = [port.rstrip("?") for port in INPUTS[self.kind]]
         names = [name if name in self.constants or name in self.fed else "" for name in ports]
         while not names[-1]:
@@ -85,7 +94,7 @@ class Fused:
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
-    def session(self, batch: str | None = None, threads: int = 1) -> ort.InferenceSession:
+    def session(self, batch: str | int | None = None, threads: int = 1) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what is refused is read from the exception
@@ -173,20 +182,30 @@ def thresholds() -> Fused:
     """A Linear whose codes are counts of thresholds."""
     absent = dict.fromkeys(("scale", "bias", "in_step", "out_reciprocal", "shift"))
     random = np.random.default_rng(5)
-    rising = np.sort(random.integers(-50, 300, (40, 15)), axis=1).astype(np.int32)
-    falling = random.integers(-100, -60, (40, 1)) - np.arange(2)
-    return linear().with_constants(**absent).with_constants(rising=rising, falling=falling.astype(np.int32))
+    rising = np.sort(random.integers(-50, 300, (40, 15)), axis=1).astype(np.int16)
+    falling = random.integers(-67, -60, (40, 1)) - np.arange(2)
+    return linear().with_constants(**absent).with_constants(rising=rising, falling=falling.astype(np.int16))
 
 
 def linear_add() -> Fused:
-    attributes = {"inputs": 24, "parts": 2, "width": 40, "tokens": TOKENS, "weight_bits": 3, "half": 0, **grid("in", 4, 0)}
+    attributes = {
+        "inputs": 24,
+        "parts": 2,
+        "width": 40,
+        "tokens": TOKENS,
+        "weight_bits": 3,
+        "half": 0,
+        **grid("in", 4, 0),
+    }
     constants = {
         "weight": planes(40, 48),
         "scale": floats(0, 2, 40) / 50,
         "bias": floats(1, 40),
         "in_step": floats(2, TOKENS),
     }
-    return Fused("LinearAdd", attributes, constants, {"codes": codes(2, TOKENS, 128), "residual": residual(2, TOKENS, 40)})
+    return Fused(
+        "LinearAdd", attributes, constants, {"codes": codes(2, TOKENS, 128), "residual": residual(2, TOKENS, 40)}
+    )
 
 
 def linear_head() -> Fused:
@@ -198,7 +217,15 @@ def linear_head() -> Fused:
 def attention() -> Fused:
     """With steps of tokens and everything that they bring; 17 of the 20 tokens ask."""
     heads, width, rows = 2, 8, 17
-    attributes = {"heads": heads, "tokens": TOKENS, "rows": rows, "width": width, "value_width": 4, "shared": 0, "p_bits": 4}
+    attributes = {
+        "heads": heads,
+        "tokens": TOKENS,
+        "rows": rows,
+        "width": width,
+        "value_width": 4,
+        "shared": 0,
+        "p_bits": 4,
+    }
     attributes |= {**grid("q"), **grid("k"), **grid("v"), **grid("out"), **grid("other", 3)}
     constants = {
         "scale": floats(0, TOKENS, heads) / 20,

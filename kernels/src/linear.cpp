@@ -1,11 +1,7 @@
 // The operators Linear (codes), LinearAdd (the residual stream) and LinearHead (one token's floats).
 #include <algorithm>
 #include <cstdlib>
-<<<<<<< HEAD
 #include <cstring>
-#include <stdexcept>
-=======
->>>>>>> glue
 
 #include "custom_op.h"
 
@@ -18,7 +14,7 @@ bool keeps_packed() {
   const char* how = std::getenv("OFQ_WEIGHTS");
   if (!how || !std::strcmp(how, "packed")) return true;
   if (!std::strcmp(how, "bytes")) return false;
-  throw std::runtime_error(std::string("OFQ_WEIGHTS is ") + how + ", expected packed or bytes");
+  refuse("OFQ_WEIGHTS is ", how, ", expected packed or bytes");
 }
 
 // What the three share: attributes inputs, width, weight_bits, half and in; the weights, the second input.

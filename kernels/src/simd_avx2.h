@@ -53,27 +53,6 @@ OFQ_INLINE F scale_by_power(F v, F n) {
   return OFQ_BOTH(F, _mm256_mul_ps(v.v[i], _mm256_castsi256_ps(_mm256_slli_epi32(exponent.v[i], 23))));
 }
 
-// Tables of 32 and 16 floats by the low bits of an index: eight entries a permutation, chosen by the bits above the third. (A gather
-// would be slower on most processors, and very slow where its leaks are mended.)
-struct Table32 {
-  __m256 values[4];
-  explicit Table32(const float* p) : values{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), _mm256_loadu_ps(p + 16), _mm256_loadu_ps(p + 24)} {}
-};
-struct Table16 {
-  __m256 values[2];
-  explicit Table16(const float* p) : values{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)} {}
-};
-OFQ_INLINE __m256 look_up_16(const __m256* values, __m256i index, __m256 upper) {
-  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(values[0], index), _mm256_permutevar8x32_ps(values[1], index), upper);
-}
-template <int BIT>
-OFQ_INLINE __m256 bit_as_sign(__m256i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(v, 31 - BIT)); }
-OFQ_INLINE F look_up(const Table32& t, I index) {
-  return OFQ_BOTH(F, _mm256_blendv_ps(look_up_16(t.values, index.v[i], bit_as_sign<3>(index.v[i])),
-                                      look_up_16(t.values + 2, index.v[i], bit_as_sign<3>(index.v[i])), bit_as_sign<4>(index.v[i])));
-}
-OFQ_INLINE F look_up(const Table16& t, I index) { return OFQ_BOTH(F, look_up_16(t.values, index.v[i], bit_as_sign<3>(index.v[i]))); }
-
 // In each half of a register: bytes of 4 channels of 4 tokens, channel by channel <-> token by token.
 OFQ_INLINE __m256i turn_four(__m256i v) {
   return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
@@ -191,4 +170,49 @@ OFQ_INLINE void split_line(const uint8_t* line, int zero, int8_t* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out + BLOCK), _mm256_castsi256_si128(odd));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * BLOCK), _mm256_extracti128_si256(even, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * BLOCK), _mm256_extracti128_si256(odd, 1));
+}
+
+// Tables of 32 and 16 floats by the low bits of an index. (A gather would be slower on most processors, and very slow where its leaks are
+// mended.) The larger one lies in planes, the first bytes of all its floats, the second ones, ..: a shuffle finds 32 bytes.
+struct Table32 {
+  __m256i planes[4][2];
+  explicit Table32(const float* p) {
+    int8_t rows[4 * BLOCK];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      split_line(reinterpret_cast<const uint8_t*>(p + 16 * half), 0, rows);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++) planes[i][half] = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i * BLOCK)));
+    }
+  }
+};
+OFQ_INLINE void look_up(const Table32& t, __m256i bytes, F (&found)[2]) {
+  const __m256i lower = _mm256_add_epi8(bytes, _mm256_set1_epi8(0x70)), upper = _mm256_sub_epi8(bytes, _mm256_set1_epi8(16));
+  __m256i plane[4];  // an index below 0 finds 0
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) plane[i] = _mm256_or_si256(_mm256_shuffle_epi8(t.planes[i][0], lower), _mm256_shuffle_epi8(t.planes[i][1], upper));
+  const I low = {{_mm256_unpacklo_epi8(plane[0], plane[1]), _mm256_unpackhi_epi8(plane[0], plane[1])}};
+  const I high = {{_mm256_unpacklo_epi8(plane[2], plane[3]), _mm256_unpackhi_epi8(plane[2], plane[3])}};
+  found[0] = OFQ_BOTH(F, _mm256_castsi256_ps(_mm256_unpacklo_epi16(low.v[i], high.v[i])));
+  found[1] = OFQ_BOTH(F, _mm256_castsi256_ps(_mm256_unpackhi_epi16(low.v[i], high.v[i])));
+}
+// high[d / 32 % 32] * low[d % 32] of two keys
+OFQ_INLINE void multiply_entries(const Table32& high, const Table32& low, const I (&d)[2], F (&p)[2]) {
+  const __m256i below = _mm256_set1_epi16(31);
+  const I words = OFQ_BOTH(I, _mm256_packs_epi32(d[0].v[i], d[1].v[i]));
+  const I above = OFQ_BOTH(I, _mm256_and_si256(_mm256_srli_epi16(words.v[i], 5), below));
+  const I rest = OFQ_BOTH(I, _mm256_and_si256(words.v[i], below));
+  F factor[2];
+  look_up(high, _mm256_packus_epi16(above.v[0], above.v[1]), p);
+  look_up(low, _mm256_packus_epi16(rest.v[0], rest.v[1]), factor);
+  p[0] = mul(p[0], factor[0]);
+  p[1] = mul(p[1], factor[1]);
+}
+struct Table16 {
+  __m256 values[2];
+  explicit Table16(const float* p) : values{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)} {}
+};
+OFQ_INLINE F look_up(const Table16& t, I index) {
+  return OFQ_BOTH(F, _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.values[0], index.v[i]), _mm256_permutevar8x32_ps(t.values[1], index.v[i]),
+                                      _mm256_castsi256_ps(_mm256_slli_epi32(index.v[i], 28))));
 }

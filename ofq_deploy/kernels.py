@@ -48,7 +48,10 @@ def describe_library() -> dict[str, Any]:
     """
     function = ctypes.CDLL(str(library_path())).OfqKernelsDescribe
     function.restype = ctypes.c_char_p
-    description: dict[str, Any] = json.loads(function())
+    text = function()
+    if text is None:
+        raise OSError("the library of fused operators has no memory to describe itself")
+    description: dict[str, Any] = json.loads(text)
     return description
 
 
@@ -78,6 +81,8 @@ def _opset_imports(file: BinaryIO) -> Iterator[bytes]:
             _varint(file)
         elif kind == 2:
             length = _varint(file)
+            if length > size - file.tell():
+                raise EOFError
             if field == OPSET_IMPORT and length <= LONGEST:
                 yield file.read(length)
             else:
@@ -95,6 +100,8 @@ def _varint(file: BinaryIO) -> int:
         shift += 7
         if byte < 128:
             return value
+        if shift > 63:
+            raise EOFError
 
 
 def _end() -> bytes:

@@ -176,6 +176,7 @@ Aligned<float> Node::head_steps(size_t input, int64_t tokens, int64_t heads) con
   const Tensor tensor = heads ? constant(input, {{at_least(tokens)}, {at_least(tokens), heads}}, Values::positive)
                               : constant(input, {{at_least(tokens)}}, Values::positive);
   const int64_t lanes = tiles_of(tokens) * LANES, rows = heads ? heads : 1, apart = tensor.rank == 2 ? heads : 0;
+  if (rows * lanes > int64_t(1) << 26) refuse("steps of ", rows, " heads and ", tokens, " tokens are too many");
   Aligned<float> result(static_cast<size_t>(rows * lanes));
   for (int64_t head = 0; head < rows; head++)
     for (int64_t t = 0; t < lanes; t++)

@@ -88,7 +88,7 @@ constexpr uint64_t SSE_AVX = 0x6, AVX512_STATE = 0xe6, TILE_STATE = 0x60000;
 }
 
 // Linux gives tile registers to a process that asks for them. It refuses where an alternate signal stack has no room to save
-// them; a later sigaltstack that small fails in turn, which is why nobody asks who does not need them.
+// them; a later sigaltstack that small fails in turn, which is why nobody asks whose processor has none.
 const char* ask_for_tiles() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;

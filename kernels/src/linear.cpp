@@ -25,9 +25,11 @@ Weights read_weights(const Node& node, int parts, Grid in) {
   const bool half = node.flag("half");
   if (half && bits == 8 && inputs % 4)
     refuse("attribute inputs is ", inputs, ", expected a multiple of 4 with 9-bit integers");
+  const int64_t padded = round_up(outputs, PANEL) * parts * round_up(inputs, BLOCK);
+  if (padded > int64_t(1) << 30) refuse("weights of ", padded, " bytes in memory, expected at most 2^30");
   const Tensor planes = node.constant(WEIGHT, {{ceil_div(int64_t(bits) * outputs * parts * inputs, 8)}}, Values::any);
   Weights weights = decode_weights(planes.as<uint8_t>(), bits, half, outputs, inputs, parts, in);
-  if (kernels().panels == 1 && keeps_packed()) pack_weights(weights, bits, half);  // others read several panels at once
+  if (keeps_packed() && kernels().panels == 1) pack_weights(weights, bits, half);  // others read several panels at once
   return weights;
 }
 
@@ -105,6 +107,16 @@ class LinearKernel {
   static void infer(const Shapes& shapes) { shapes.set(UINT8, {tiles_of(shapes.size("tokens")), rows_of(shapes.size("width")), LINE}); }
 
  private:
+  // Below a falling threshold all falling ones up to it count, and so may rising ones: together no more than there are codes.
+  void check_counts(const int16_t* rising, const int16_t* falling, int64_t count, int64_t channel) const {
+    for (int64_t i = 0; i < count; i++) {
+      if (falling[i] == Thresholds::ALWAYS) break;
+      const int64_t below = std::upper_bound(rising, rising + op_.out.top(), int16_t(falling[i] - 1)) - rising;
+      if (below + i + 1 > op_.out.top())
+        refuse("inputs rising and falling of channel ", channel, " count ", below + i + 1, " thresholds, expected at most ", op_.out.top());
+    }
+  }
+
   void read_thresholds(const Node& node) {
     for (size_t input : {SCALE, BIAS, IN_STEP, OUT_RECIPROCAL, SHIFT})
       if (node.has(input)) refuse("inputs rising and ", INPUTS[input].name, " exclude each other");
@@ -115,7 +127,10 @@ class LinearKernel {
     const int64_t count = falling.rank ? falling.dims[1] : 0;
     if (count > op_.out.top())
       refuse("input falling holds ", count, " thresholds a channel, expected at most ", op_.out.top());
-    op_.thresholds = make_thresholds(rising.as<int16_t>(), op_.out.top(), falling.as<int16_t>(), int(count), width);
+    for (int64_t c = 0; c < width; c++) check_counts(rising.as<int16_t>() + c * op_.out.top(), falling.as<int16_t>() + c * count, count, c);
+    const Weights& w = op_.weights;
+    const int32_t reach = w.inputs * (w.wide ? 2 * w.largest + 1 : w.largest) * op_.in.top();  // 2^15 inputs at most: no overflow
+    op_.thresholds = make_thresholds(rising.as<int16_t>(), op_.out.top(), falling.as<int16_t>(), int(count), width, reach);
   }
 
   Linear op_{};

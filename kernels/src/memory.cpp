@@ -18,6 +18,11 @@ namespace ofq {
 namespace {
 
 constexpr size_t HUGE_PAGE = size_t(2) << 20, SLAB = 2 * HUGE_PAGE;
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1  // gcc's name
+#endif
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t LARGE = SIZE_MAX;  // every buffer by itself, so that a step beyond it is seen
 #else

@@ -89,8 +89,8 @@ struct Thresholds {
   Aligned<int16_t> table;        // [panels * 16][32]
 };
 
-// Builds the table and proves it against the thresholds, at every accumulator.
-Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* falling, int falling_count, int channels);
+// Builds the table and proves it against the thresholds, at every accumulator of at most `reach` in magnitude.
+Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* falling, int falling_count, int channels, int32_t reach);
 
 struct Patches {
   int channels, size, patch, first, tokens, parts;

@@ -98,14 +98,18 @@ namespace {
 constexpr int MAX_TABLE = 15;  // thresholds of a channel in the table form
 constexpr int BINS = 32, BIN = 65536 / BINS;
 
-int saturated16(float x) { return x <= -32768.f ? -32768 : x >= 32767.f ? 32767 : int(std::nearbyint(x)); }
+// As vectors do: to_int gives the least int beyond the range, pack16 saturates.
+int to_int16(float x) {
+  if (!(x < 2147483648.f)) return -32768;
+  return x <= -32768.f ? -32768 : x >= 32767.f ? 32767 : int(std::nearbyint(x));
+}
 
 // One channel's table form, and what it computes.
 struct Table {
   float scale = 0.f, offset = 0.f;
   std::array<int16_t, BINS> bins{};
 
-  int place(int32_t acc) const { return saturated16(std::fma(float(acc), scale, offset)); }
+  int place(int32_t acc) const { return to_int16(std::fma(float(acc), scale, offset)); }
   int count(int32_t acc) const {
     const int x = place(acc);
     return uint16_t(x + bins[(x >> 11) & (BINS - 1)]) >> 11;
@@ -113,8 +117,8 @@ struct Table {
 };
 
 // Fills the bins for a scale and offset; false where the form does not count as the thresholds do, of which `below` always count and
-// those from `last` on never.
-bool fill(Table& table, const int16_t* rising, int below, int last) {
+// those from `last` on never; no accumulator is larger than `reach` in magnitude.
+bool fill(Table& table, const int16_t* rising, int below, int last, int32_t reach) {
   int reached = below;
   for (int bin = 0; bin < BINS; bin++) {  // from the lowest x up; `bin` counts them from there
     const int start = -32768 + bin * BIN, end = start + BIN;
@@ -127,26 +131,27 @@ bool fill(Table& table, const int16_t* rising, int below, int last) {
   const auto holds = [&](int32_t acc) { return table.count(acc) == below + (std::upper_bound(rising + below, rising + last, acc) - (rising + below)); };
   for (int j = below; j < last; j++)
     if (!holds(rising[j]) || !holds(rising[j] - 1)) return false;
-  return holds(INT32_MIN) && holds(INT32_MAX);
+  return holds(-reach) && holds(reach);
 }
 
 // Spreads the thresholds of a channel over the range of int16.
-bool make_table(Table& table, const int16_t* rising, int count) {
+bool make_table(Table& table, const int16_t* rising, int count, int32_t reach) {
   const int below = int(std::upper_bound(rising, rising + count, Thresholds::ALWAYS) - rising);
   const int last = int(std::lower_bound(rising, rising + count, Thresholds::NEVER) - rising);
-  if (below == last) return fill(table, rising, below, last);  // a constant
+  if (below == last) return fill(table, rising, below, last, reach);  // a constant
   const double span = double(rising[last - 1]) - rising[below], middle = rising[below] + span / 2 - .5;
-  for (const double reach : {31000., 30000., 32000., 28000.}) {
-    const double scale = span > 0 ? std::min(2 * reach / span, 1024.) : 1024.;
+  const double largest = std::min(1024., 2.1e9 / (reach + std::abs(middle)));  // beyond it places leave int32
+  for (const double end : {31000., 30000., 32000., 28000.}) {
+    const double scale = span > 0 ? std::min(2 * end / span, largest) : largest;
     table.scale = float(scale), table.offset = float(-middle * scale);
-    if (fill(table, rising, below, last)) return true;
+    if (fill(table, rising, below, last, reach)) return true;
   }
   return false;
 }
 
 }  // namespace
 
-Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* falling, int falling_count, int channels) {
+Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* falling, int falling_count, int channels, int32_t reach) {
   Thresholds th;
   th.rising = count, th.falling = falling_count;
   const int64_t padded = round_up(channels, PANEL), each = count + falling_count;
@@ -164,7 +169,7 @@ Thresholds make_thresholds(const int16_t* rising, int count, const int16_t* fall
   th.table = Aligned<int16_t>(size_t(padded * BINS));
   for (int64_t c = 0; c < padded && th.has_table; c++) {
     Table table;
-    th.has_table = make_table(table, th.values.data() + c * each, count);
+    th.has_table = make_table(table, th.values.data() + c * each, count, reach);
     th.scale[c] = table.scale, th.offset[c] = table.offset;
     std::copy(table.bins.begin(), table.bins.end(), th.table.data() + c * BINS);
   }

@@ -90,7 +90,8 @@ Linear random_linear(Finish finish, int outputs, int inputs, int parts, const Fo
       for (int j = 0; j < falling; j++) fall[c * falling + j] = int16_t(std::max(rising[c * count] - 1 - whole(0, 50), Thresholds::ALWAYS));
       std::sort(fall.begin() + c * falling, fall.begin() + (c + 1) * falling);
     }
-    op.thresholds = make_thresholds(rising.data(), count, fall.data(), falling, int(channels));
+    op.thresholds = make_thresholds(rising.data(), count, fall.data(), falling, int(channels),
+                                    inputs * op.weights.largest * op.in.top());
   }
   return op;
 }

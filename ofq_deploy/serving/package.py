@@ -89,13 +89,14 @@ def make_package(
 def _fill_ort(folder: Path, model: Servable, name: str) -> None:
     _fill_model(folder, folder, model)
     library = needed_library(model.path)
+    packed = f"libofq_kernels{library.suffix}" if library else ""  # whatever it is called here
     if library is not None:
-        shutil.copyfile(library, folder / library.name)
+        shutil.copyfile(library, folder / packed)
     shutil.copyfile(TEMPLATES / "predict.py", folder / "predict.py")
     own = (
         ""
         if library is None
-        else f"\n| `{library.name}` | its fused operators (`ofq-kernels`), for {platform.system()} {platform.machine()} |"
+        else f"\n| `{packed}` | its fused operators (`ofq-kernels`), for {platform.system()} {platform.machine()} |"
     )
     _write(folder / "README.md", _fill_in("ort.md", model, name, library=own))
 
